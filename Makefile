@@ -1,0 +1,58 @@
+# Two commands on a bare machine with Python 3.10 to 3.13 and its pip and venv:
+#
+#     make demo    installs into .venv and runs the main job on the bundled trained model
+#     make test    installs what the tests need and runs them
+#
+# Both install again only when pyproject.toml has changed. Another interpreter:
+# make demo PYTHON=python3.12 (after `make clean`, if .venv exists already).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CREATED := $(VENV)/.created
+INSTALLED_ALL := $(VENV)/.installed-all
+INSTALLED_TEST := $(VENV)/.installed-test
+PIP := $(BIN)/python -m pip --quiet --no-input --disable-pip-version-check
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED_ALL)
+	@$(BIN)/python -m layerswap demo
+
+test: $(INSTALLED_TEST)
+	@$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
+
+lint: $(INSTALLED_TEST)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(INSTALLED_TEST)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist demo-output .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(CREATED):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: there is no command '$(PYTHON)'; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || { \
+	  echo "make: layerswap needs Python 3.10 to 3.13, but '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(INSTALLED_ALL): pyproject.toml $(CREATED)
+	@echo "Installing layerswap with TensorFlow and ONNX Runtime into $(VENV); takes minutes once"
+	@$(PIP) install --editable '.[all]'
+	@touch $@
+
+$(INSTALLED_TEST): pyproject.toml $(CREATED)
+	@echo "Installing layerswap and what its tests need into $(VENV); takes minutes once"
+	@$(PIP) install --editable '.[test]'
+	@touch $(INSTALLED_ALL) $@

@@ -1,0 +1,50 @@
+"""Swap BatchNormalization for GroupNormalization in trained tf_keras models.
+
+The names below are imported from their modules on first use, so that `import layerswap` is
+instant and loads neither TensorFlow nor ONNX.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerswap.checking import verify as verify
+    from layerswap.conversion import convert as convert
+    from layerswap.conversion import load as load
+    from layerswap.conversion import plan as plan
+    from layerswap.conversion import swap as swap
+    from layerswap.errors import LayerswapError as LayerswapError
+    from layerswap.exporting import Converted as Converted
+    from layerswap.exporting import export as export
+    from layerswap.policy import Policy as Policy
+    from layerswap.records import Report as Report
+
+_HOMES = {
+    "Converted": "layerswap.exporting",
+    "LayerswapError": "layerswap.errors",
+    "Policy": "layerswap.policy",
+    "Report": "layerswap.records",
+    "convert": "layerswap.conversion",
+    "export": "layerswap.exporting",
+    "load": "layerswap.conversion",
+    "plan": "layerswap.conversion",
+    "swap": "layerswap.conversion",
+    "verify": "layerswap.checking",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("layerswap")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'layerswap' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

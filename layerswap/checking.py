@@ -1,0 +1,91 @@
+"""Judges artifacts without TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from layerswap.atomic import StrPath
+from layerswap.comparison import compare_parity, measure_drift
+from layerswap.errors import LoadError, ParityError
+from layerswap.onnx_graph.runtimes import Runtime, open_runtime
+from layerswap.records import Finding, Parity, Report, Tolerance
+from layerswap.references import Reference, load_reference, reference_path, sha256_of
+
+
+def verify(
+    path: StrPath,
+    reference: StrPath | None = None,
+    *,
+    runtime: str = "onnxruntime",
+    tolerance: Tolerance | None = None,
+) -> Parity:
+    """Runs an ONNX file on its reference inputs and compares with what Keras answered.
+
+    Args:
+        path: the `.onnx` file.
+        reference: the reference file; by default the one beside the artifact.
+        runtime: `onnxruntime` or `reference` (onnx's own evaluator).
+        tolerance: instead of the one in the reference.
+
+    Returns:
+        The parity; its `ok` says whether it is within tolerance.
+
+    Raises:
+        LoadError: the file or its reference can't be read.
+        ParityError: the reference was made for another file.
+        MissingExtraError: the runtime isn't installed.
+        UsageError: there is no such runtime.
+    """
+    report = report_parity(path, reference, runtime=runtime, tolerance=tolerance)
+    for finding in report.findings:
+        if finding.severity == "error":
+            raise ParityError(finding.message, where=finding.where, hint=finding.hint)
+    return report.parity[0]
+
+
+def report_parity(
+    path: StrPath,
+    reference: StrPath | None = None,
+    *,
+    runtime: str = "onnxruntime",
+    tolerance: Tolerance | None = None,
+) -> Report:
+    """What `verify` does, as a report that also holds the drift from the BN model.
+
+    A checksum that differs is an error finding in it, not an exception.
+    """
+    opened = open_runtime(runtime)
+    if not Path(path).is_file():
+        raise LoadError("there is no such file", where=str(path))
+    known = load_reference(reference or reference_path(path))
+    findings = []
+    if sha256_of(path) != known.sha256:
+        findings.append(
+            Finding(
+                "checksum-mismatch",
+                "error",
+                str(path),
+                "the file isn't the one that the reference was made for (SHA-256 differs)",
+                "Export again, or give the reference that belongs to it.",
+            )
+        )
+    parity = measure_parity(opened, path, known, tolerance)
+    drift = None
+    if known.source_outputs is not None:
+        drift = measure_drift(known.source_outputs, known.outputs)
+    return Report(
+        "verify", str(path), parity=(parity,), drift=drift, findings=tuple(findings)
+    )
+
+
+def measure_parity(
+    runtime: Runtime, path: StrPath, reference: Reference, tolerance: Tolerance | None = None
+) -> Parity:
+    """What `verify` does, with the runtime and the reference in hand."""
+    return compare_parity(
+        runtime.name,
+        [runtime.run(path, batch) for batch in reference.inputs],
+        reference.outputs,
+        tolerance or reference.tolerance,
+        reference.batches,
+    )

@@ -1,0 +1,184 @@
+"""Error metrics between the outputs of two models: parity with a runtime, drift from BN.
+
+Outputs come as one mapping from output name to array per batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from layerswap.errors import UsageError
+from layerswap.records import Array, Drift, Parity, Tolerance
+
+Outputs = Mapping[str, Array]
+
+DEFAULT_TOLERANCES: Mapping[str, Tolerance] = {
+    "float64": Tolerance(absolute=1e-9, relative=1e-9),
+    "float32": Tolerance(absolute=1e-5, relative=1e-4),
+    "float16": Tolerance(absolute=2e-3, relative=1e-2),
+    "bfloat16": Tolerance(absolute=1e-2, relative=4e-2),
+}
+"""How far a runtime may be from Keras, by the dtype that the model computes in.
+
+The relative part is a multiple of the dtype's machine epsilon: 800 times for float32, 10 for
+float16, 5 for bfloat16. Runtimes reorder sums, fuse and reassociate, so errors grow with depth
+(5e-6 for a converted ResNet50), while a wrong axis, epsilon or group count shows at 1e-2 and
+above; the 16-bit types have less room between the two, so their factor is small. float64 is
+bounded loosely since exporters keep constants such as epsilon in float32. The absolute part
+only matters to outputs that are all but zero. Integers and booleans must be equal.
+"""
+
+_EXACT = Tolerance(absolute=0.0, relative=0.0)
+
+
+def tolerance_for(dtype: object) -> Tolerance:
+    """The default tolerance for a model that computes in `dtype`.
+
+    Args:
+        dtype: a NumPy dtype or its name; `bfloat16` by name. Integers and booleans are exact.
+
+    Raises:
+        UsageError: there is no tolerance for such a type.
+    """
+    name = dtype if isinstance(dtype, str) else str(np.dtype(dtype))  # type: ignore[call-overload]
+    if name in DEFAULT_TOLERANCES:
+        return DEFAULT_TOLERANCES[name]
+    with contextlib.suppress(TypeError):
+        if np.dtype(name).kind in "biu":
+            return _EXACT
+    raise UsageError(f"no tolerance is known for dtype {name}", hint="Give one explicitly.")
+
+
+def compare_parity(
+    runtime: str,
+    actual: Sequence[Outputs],
+    expected: Sequence[Outputs],
+    tolerance: Tolerance,
+    batches: Sequence[int],
+) -> Parity:
+    """Compares a runtime's outputs with those of the GN Keras model.
+
+    Each output of each batch has to be there, in the same shape, finite on both sides, and
+    within `absolute + relative · max|expected|`; what isn't floating point has to be equal.
+    Outputs that only `actual` has are ignored.
+
+    Args:
+        runtime: the runtime's name, for the record.
+        actual: the runtime's outputs, one mapping per batch.
+        expected: the Keras model's outputs, in the same order.
+        tolerance: applies to each output by itself.
+        batches: the batch sizes, for the record.
+
+    Returns:
+        The largest errors over all outputs (infinite where an output can't be compared) and
+        the output nearest to its limit, or furthest beyond.
+
+    Raises:
+        ValueError: there is nothing to compare, or the number of batches differs.
+    """
+    if not any(expected) or len(actual) != len(expected):
+        raise ValueError(f"{len(expected)} expected batches and {len(actual)} actual ones")
+    max_absolute = max_relative = 0.0
+    worst, worst_output = -1.0, ""
+    for ours, theirs in zip(actual, expected, strict=True):
+        for name, reference in theirs.items():
+            absolute, scale = _difference(ours.get(name), reference)
+            allowed = tolerance if _is_inexact(reference) else _EXACT
+            max_absolute = max(max_absolute, absolute)
+            max_relative = max(max_relative, _ratio(absolute, scale))
+            strain = _ratio(absolute, allowed.absolute + allowed.relative * scale)
+            if strain > worst:
+                worst, worst_output = strain, name
+    return Parity(
+        runtime=runtime,
+        max_absolute=max_absolute,
+        max_relative=max_relative,
+        tolerance=tolerance,
+        batches=tuple(batches),
+        ok=worst <= 1.0,
+        worst_output=worst_output,
+    )
+
+
+def measure_drift(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) -> Drift:
+    """Measures how far the GN model's outputs are from the BN model's.
+
+    The relative error is ‖GN − BN‖ / ‖BN‖ over all floating-point outputs, in float64;
+    infinite when a value isn't finite. A score vector is a floating-point output of shape
+    `(samples, K)` with K ≥ 2; samples with a value that isn't finite disagree.
+
+    Args:
+        bn_outputs: the source model's outputs, one mapping per batch.
+        gn_outputs: the converted model's outputs for the same inputs.
+
+    Raises:
+        ValueError: names, shapes or the number of batches differ, or there is nothing floating.
+    """
+    error = norm = 0.0
+    samples = compared = agreed = scored = 0
+    for bn, gn in zip(bn_outputs, gn_outputs, strict=True):
+        samples += _batch_size(bn)
+        for name, before in bn.items():
+            after = gn.get(name)
+            if after is None or after.shape != before.shape:
+                raise ValueError(f"the GN model lacks output {name!r} of shape {before.shape}")
+            if not _is_inexact(before):
+                continue
+            before, after = _wide(before), _wide(after)
+            compared += 1
+            with np.errstate(invalid="ignore", over="ignore"):  # judged by isfinite below
+                error += float(np.sum(np.abs(after - before) ** 2))
+                norm += float(np.sum(np.abs(before) ** 2))
+            if before.ndim == 2 and before.shape[1] >= 2 and not np.iscomplexobj(before):
+                finite = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
+                same = before.argmax(axis=1) == after.argmax(axis=1)
+                agreed += int(np.count_nonzero(same & finite))
+                scored += before.shape[0]
+    if not compared:
+        raise ValueError("no floating-point outputs to compare")
+    relative = _ratio(math.sqrt(error), math.sqrt(norm)) if math.isfinite(error) else math.inf
+    return Drift(
+        relative_error=relative,
+        argmax_agreement=agreed / scored if scored else None,
+        samples=samples,
+    )
+
+
+def _difference(actual: Array | None, expected: Array) -> tuple[float, float]:
+    """Largest |actual − expected| and largest |expected|; the first infinite if undefined."""
+    if actual is None or np.shape(actual) != np.shape(expected):
+        return math.inf, 0.0
+    ours, theirs = _wide(actual), _wide(expected)
+    if not _is_inexact(expected) and not _is_inexact(actual):
+        # float64 can't tell integers above 2⁵³ apart: unequal ones differ by 1 at least.
+        unequal = np.not_equal(actual, expected)
+        return _largest(np.maximum(np.abs(ours - theirs), 1.0) * unequal), _largest(theirs)
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return math.inf, 0.0
+    return _largest(ours - theirs), _largest(theirs)
+
+
+def _wide(array: Array) -> Array:
+    return np.asarray(array, np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+def _is_inexact(array: Array) -> bool:
+    return np.asarray(array).dtype.kind not in "biu"  # bfloat16 is of kind V
+
+
+def _largest(array: Array) -> float:
+    return float(np.max(np.abs(array), initial=0.0))
+
+
+def _ratio(part: float, whole: float) -> float:
+    if part == 0.0:
+        return 0.0
+    return part / whole if whole > 0.0 and math.isfinite(part) else math.inf
+
+
+def _batch_size(outputs: Outputs) -> int:
+    return next((int(array.shape[0]) for array in outputs.values() if array.ndim), 0)

@@ -1,0 +1,225 @@
+"""The main line: load → plan → swap → export → verify. Straight-line code over the shells."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from layerswap import exporting, planning
+from layerswap.atomic import StrPath, check_target
+from layerswap.errors import PolicyError, UnsupportedModelError
+from layerswap.exporting import DEFAULT_OPSET, Converted, Format, Progress, export, require_keras
+from layerswap.policy import Policy
+from layerswap.records import Report, SwapPlan
+
+__all__ = ["Converted", "convert", "export", "load", "plan", "swap"]
+
+
+def load(
+    path: StrPath, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False
+) -> Any:
+    """Reads a tf_keras model from a `.keras` or `.h5` file or a SavedModel folder.
+
+    Args:
+        path: the file or folder; it is not written to.
+        custom_objects: name → class or function, for what the file refers to by name.
+        unsafe: run code that the file holds (Lambda layers).
+
+    Raises:
+        LoadError: it can't be read as a tf_keras model.
+        MissingExtraError: tensorflow or tf_keras isn't installed.
+    """
+    require_keras()
+    from layerswap.keras_graph import storage
+
+    return storage.load(path, custom_objects=custom_objects, unsafe=unsafe)
+
+
+def plan(model: Any, policy: Policy | None = None, **fields: Any) -> SwapPlan:
+    """Decides what becomes of every BatchNormalization; nothing is changed.
+
+    Args:
+        model: a tf_keras model, or the path of one.
+        policy: what is wanted; or give its fields as keyword arguments.
+
+    Returns:
+        One decision per BatchNormalization. Problems of the model are refusals in it.
+
+    Raises:
+        PolicyError: the policy is contradictory, or a pattern matches nothing.
+        LoadError: `model` is a path that can't be read as a model.
+    """
+    policy = _policy(policy, fields)
+    model, source = _model(model)
+    from layerswap.keras_graph import walk
+
+    found = walk.find_batchnorms(model)
+    statistics = {f.path: s for f in found if (s := walk.read_statistics(f.layer)) is not None}
+    sites = [walk.describe(f) for f in found]
+    return planning.make_plan(source, sites, statistics, policy, walk.find_nonfinite(model))
+
+
+def swap(
+    model: Any, policy: Policy | None = None, *, inplace: bool = False, **fields: Any
+) -> Converted:
+    """Replaces BatchNormalization by GroupNormalization and fits the new γ and β.
+
+    Args:
+        model: a tf_keras model, or the path of one.
+        policy: what is wanted; or give its fields as keyword arguments.
+        inplace: change the given model instead of a copy.
+
+    Raises:
+        IndivisibleChannelsError, UnsupportedModelError: layers can't be swapped; all are listed,
+            and nothing was changed.
+        PolicyError: as for `plan`.
+        TransferError: a variable would be unaccounted for.
+    """
+    policy = _policy(policy, fields)
+    model, _ = _model(model)
+    return _apply(model, plan(model, policy), inplace)
+
+
+def _policy(policy: Policy | None, fields: Mapping[str, Any]) -> Policy:
+    if policy is None:
+        return Policy(**fields)
+    if fields:
+        raise PolicyError(f"give a policy or fields of one, not both: {', '.join(fields)}")
+    return policy
+
+
+def _model(
+    source: Any, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False
+) -> tuple[Any, str]:
+    """A model from a model or a path, and what to call it."""
+    if isinstance(source, str | os.PathLike):
+        return load(source, custom_objects=custom_objects, unsafe=unsafe), os.fspath(source)
+    require_keras()
+    from layerswap.keras_graph import storage
+
+    storage.check_model(source)
+    return source, str(source.name)
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float], say: Progress) -> Iterator[None]:
+    say(stage)
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+def _apply(model: Any, made: SwapPlan, inplace: bool) -> Converted:
+    planning.raise_refusals(made)
+    from layerswap.keras_graph import compiling, copying, rebuild, walk, weights
+
+    before = weights.snapshot(model)
+    batchnorms = walk.find_batchnorms(model)
+    statistics = {f.path: s for f in batchnorms if (s := walk.read_statistics(f.layer)) is not None}
+    models = copying.models_in(model)
+    target, twins = (model, copying.Twins()) if inplace else copying.copy_model(model)
+    rebuild.apply_plan(target, made, statistics)
+    pairs = weights.surviving(before, target, twins)
+    for source in models:
+        compiling.recompile(source, twins.of(source), pairs)
+    log = weights.account(before, target, twins, made)
+    return Converted(target, made, log, None if inplace else model)
+
+
+def convert(
+    source: StrPath | Any,
+    target: StrPath,
+    policy: Policy | None = None,
+    *,
+    format: Format | None = None,
+    opset: int = DEFAULT_OPSET,
+    overwrite: bool = False,
+    verify: bool = True,
+    keep_failed: bool = False,
+    allow_no_batchnorm: bool = False,
+    custom_objects: Mapping[str, Any] | None = None,
+    unsafe: bool = False,
+    progress: Progress | None = None,
+    **fields: Any,
+) -> Report:
+    """The whole line: load, plan, swap, export, verify.
+
+    Args:
+        source: the path of a tf_keras model, or the model.
+        target: where the artifact goes.
+        policy: what is wanted; or give its fields as keyword arguments.
+        allow_no_batchnorm: export a model that has no BatchNormalization, too.
+        format, opset, overwrite, verify, keep_failed, progress: as for `export`.
+        custom_objects, unsafe: as for `load`.
+
+    Raises:
+        UnsupportedModelError: there is nothing to swap, or something that can't be swapped.
+        LayerswapError: any other, as for `load`, `plan`, `swap` and `export`.
+    """
+    policy = _policy(policy, fields)
+    require_keras()
+    kind = format or exporting.format_of(target)
+    check_target(target, overwrite, folder=kind == "savedmodel")
+    if kind == "onnx" and verify:
+        exporting.open_runtime()
+    seconds: dict[str, float] = {}
+    say = progress or (lambda stage: None)
+
+    with _timed("load", seconds, say):
+        model, name = _model(source, custom_objects=custom_objects, unsafe=unsafe)
+    with _timed("plan", seconds, say):
+        made = replace(plan(model, policy), source=name)
+        if not made.decisions and not allow_no_batchnorm:
+            raise UnsupportedModelError(
+                "the model has no BatchNormalization: there is nothing to convert",
+                where=name,
+                hint="To export it all the same: --allow-no-batchnorm, allow_no_batchnorm=True.",
+            )
+        planning.raise_refusals(made)
+    with _timed("swap", seconds, say):
+        converted = _apply(model, made, inplace=False)
+    stages = _Stages(seconds, say)
+    artifact = export(
+        converted,
+        target,
+        format=kind,
+        opset=opset,
+        overwrite=overwrite,
+        verify=verify,
+        keep_failed=keep_failed,
+        progress=stages,
+    )
+    stages.finish()
+    return Report(
+        "convert",
+        name,
+        plan=made,
+        transfer=converted.transfer,
+        artifact=artifact,
+        parity=(artifact.parity,) if artifact.parity else (),
+        drift=artifact.drift,
+        findings=made.notes,
+        seconds=seconds,
+    )
+
+
+class _Stages:
+    """Times stages that announce their beginning."""
+
+    def __init__(self, seconds: dict[str, float], say: Progress) -> None:
+        self._seconds, self._say = seconds, say
+        self._name, self._start = "", 0.0
+
+    def __call__(self, stage: str) -> None:
+        self.finish()
+        self._name, self._start = stage, time.perf_counter()
+        self._say(stage)
+
+    def finish(self) -> None:
+        if self._name:
+            self._seconds[self._name] = time.perf_counter() - self._start
+        self._name = ""

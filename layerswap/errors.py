@@ -1,0 +1,82 @@
+"""The exception tree.
+
+An exception says that the work can't go on; a problem *of the model under check* is a
+`Finding` in a report instead. Each class carries the exit code of the command line:
+1 the model has findings, 2 usage or policy, 3 could not run.
+"""
+
+from __future__ import annotations
+
+
+class LayerswapError(Exception):
+    """Base of every error that layerswap raises on purpose.
+
+    Args:
+        message: one sentence: what is wrong, with the numbers.
+        where: the layer path or file concerned, if any.
+        hint: what the user can do about it, if anything.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n{self.hint}" if self.hint else text
+
+
+class LoadError(LayerswapError):
+    """A file can't be read as what it should be."""
+
+
+class UsageError(LayerswapError):
+    """The call itself is wrong: an unknown suffix, options that exclude each other."""
+
+    exit_code = 2
+
+
+class PolicyError(UsageError):
+    """A field of the policy is unknown, of the wrong type, out of range or contradictory."""
+
+
+class UnsupportedModelError(LayerswapError):
+    """The model holds something that can't be converted; names every offender."""
+
+    exit_code = 1
+
+
+class IndivisibleChannelsError(UnsupportedModelError):
+    """Channel counts that don't divide by the groups; names every layer and its legal groups."""
+
+
+class TransferError(LayerswapError):
+    """Weights can't be fitted or a variable of the target is unaccounted for."""
+
+    exit_code = 1
+
+
+class ExportError(LayerswapError):
+    """The artifact can't be made or written."""
+
+
+class ParityError(LayerswapError):
+    """A runtime does not reproduce the Keras model within tolerance."""
+
+    exit_code = 1
+
+
+class MissingExtraError(LayerswapError):
+    """A package that an optional extra installs is missing."""
+
+    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package '{package}', which is not installed",
+            hint=f"Install it with: pip install 'layerswap[{extra}]'",
+        )
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,1 @@
+"""The only place that imports tensorflow, tf_keras and tf2onnx."""

@@ -1,0 +1,80 @@
+"""Accounts for every variable of a converted model, and proves the copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from layerswap.errors import TransferError
+from layerswap.keras_graph.copying import Twins
+from layerswap.keras_graph.walk import find_layers
+from layerswap.records import SwapPlan, TransferLog
+
+
+def snapshot(model: Any) -> list[tuple[Any, Any]]:
+    """Every variable of a model with its bits, to prove later that they were carried.
+
+    Variables are few but large: the arrays are views where Keras gives views.
+    """
+    return [(variable, np.asarray(variable)) for variable in model.weights]
+
+
+def surviving(
+    before: list[tuple[Any, Any]], target: Any, twins: Twins
+) -> list[tuple[Any, Any]]:
+    """(variable of the source, the target's that stands for it), for those still in use."""
+    live = {id(variable) for variable in target.weights}
+    pairs = ((variable, twins.of(variable)) for variable, _ in before)
+    return [(theirs, mine) for theirs, mine in pairs if id(mine) in live]
+
+
+def account(
+    before: list[tuple[Any, Any]], target: Any, twins: Twins, plan: SwapPlan
+) -> TransferLog:
+    """Partitions the target's variables into copied, fitted and fresh ones.
+
+    Args:
+        before: `snapshot` of the source.
+        target: the converted model.
+        twins: which variable of the target stands for which of the source.
+        plan: the plan that was applied.
+
+    Raises:
+        TransferError: a variable is unaccounted for, or a copied one differs in its bits.
+    """
+    swaps = {swap.site.path: swap for swap in plan.swaps}
+    source = {id(twins.of(variable)): values for variable, values in before}
+    kinds: dict[str, list[str]] = {"copied": [], "fitted": [], "fresh": []}
+    for path, owner, variable in named_variables(target):
+        swap = swaps.get(owner)
+        if swap is not None:
+            kinds["fresh" if swap.weights == "reset" else "fitted"].append(path)
+        elif id(variable) not in source:
+            raise TransferError("the variable has no counterpart in the source", where=path)
+        elif np.asarray(variable).tobytes() != source[id(variable)].tobytes():
+            raise TransferError("the variable differs from the source's", where=path)
+        else:
+            kinds["copied"].append(path)
+    return TransferLog(**{kind: tuple(paths) for kind, paths in kinds.items()})
+
+
+def named_variables(model: Any) -> list[tuple[str, str, Any]]:
+    """(unique path, path of the owning layer, variable) for all of `model.weights`."""
+    owners: dict[int, str] = {}
+    for found in find_layers(model):
+        layer = found.layer
+        for variable in (*layer._trainable_weights, *layer._non_trainable_weights):
+            owners.setdefault(id(variable), found.path)
+    named, taken = [], set()
+    for variable in model.weights:
+        owner = owners.get(id(variable), "")
+        short = variable.name.rpartition("/")[2].removesuffix(":0")
+        path = unique = f"{owner}/{short}" if owner else variable.name.removesuffix(":0")
+        number = 1
+        while unique in taken:
+            number += 1
+            unique = f"{path}#{number}"
+        taken.add(unique)
+        named.append((unique, owner, variable))
+    return named

@@ -1,0 +1,102 @@
+"""Closed-form fit of GroupNormalization to what BatchNormalization learned. NumPy, float64.
+
+BatchNormalization at inference computes, per channel c, `y = γ(x − μ)/√(v + ε) + β`.
+GroupNormalization divides each sample by the mean and variance of its own group g. Where a
+sample's group moments equal the population's,
+
+    m_g = mean over c in g of μ_c
+    V_g = mean over c in g of v_c + (μ_c − m_g)²
+
+(the law of total variance), both compute the same when, with a = γ/√(v + ε),
+
+    γ' = a·√(V_g + ε')
+    β' = β + a·(m_g − μ)
+
+where ε' is GroupNormalization's own epsilon. Derived in `docs/weights.md`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerswap.records import Affine, Float64, Statistics
+
+LEAST_ADAPTIVE_EPSILON = 1e-3
+# A channel whose variance is below this share of the layer's mean variance carries no signal:
+# float32 rounding of a constant alone leaves about 1e-14 of the squared mean.
+DEAD_VARIANCE = 1e-8
+
+
+def group_moments(statistics: Statistics, groups: int) -> tuple[Float64, Float64]:
+    """Mean and variance of each group over the population.
+
+    Args:
+        statistics: per channel, C values each.
+        groups: a divisor of C; channels of a group are adjacent.
+
+    Returns:
+        Two arrays of shape (groups,).
+    """
+    mean = statistics.mean.reshape(groups, -1)
+    variance = statistics.variance.reshape(groups, -1)
+    group_mean = mean.mean(axis=1)
+    group_variance = (variance + (mean - group_mean[:, None]) ** 2).mean(axis=1)
+    return group_mean, group_variance
+
+
+def adaptive_epsilon(statistics: Statistics, groups: int, k: float = 1.0) -> float:
+    """`max(1e-3, k · mean of V_g)`: an epsilon in proportion to the layer's own variance.
+
+    It damps how far one sample's variance, which GroupNormalization divides by, can pull the
+    output from what the population's variance would give.
+
+    Args:
+        statistics: per channel.
+        groups: a divisor of the number of channels.
+        k: the proportion; 1 is a good default, above 3 the output loses its normalisation.
+    """
+    _, variance = group_moments(statistics, groups)
+    return max(LEAST_ADAPTIVE_EPSILON, k * float(variance.mean()))
+
+
+def dead_channels(statistics: Statistics, epsilon: float) -> NDArray[np.bool_]:
+    """Which channels were constant: a = γ/√(v + ε) would only amplify the group's fluctuations.
+
+    Args:
+        statistics: per channel.
+        epsilon: BatchNormalization's.
+
+    Returns:
+        Booleans of shape (C,): v is next to nothing beside the layer's mean variance, or v + ε
+        isn't positive.
+    """
+    variance = statistics.variance
+    negligible = variance <= DEAD_VARIANCE * float(variance.mean())
+    return negligible | (variance + epsilon <= 0)
+
+
+def match(statistics: Statistics, groups: int, epsilon: float, groupnorm_epsilon: float) -> Affine:
+    """γ' and β' with which GroupNormalization computes what BatchNormalization did.
+
+    A dead channel (see `dead_channels`) gets γ' = 0 and β' = β: what BatchNormalization puts
+    out for a channel that sits at its mean.
+
+    Args:
+        statistics: what BatchNormalization learned, finite, C values each.
+        groups: a divisor of C.
+        epsilon: BatchNormalization's.
+        groupnorm_epsilon: GroupNormalization's.
+
+    Returns:
+        γ' and β' of shape (C,).
+    """
+    channels = statistics.mean.size
+    mean, variance = (np.repeat(m, channels // groups) for m in group_moments(statistics, groups))
+    dead = dead_channels(statistics, epsilon)
+    deviation = np.sqrt(np.where(dead, 1.0, statistics.variance + epsilon))
+    slope = np.where(dead, 0.0, statistics.gamma / deviation)
+    return Affine(
+        gamma=slope * np.sqrt(variance + groupnorm_epsilon),
+        beta=statistics.beta + slope * (mean - statistics.mean),
+    )

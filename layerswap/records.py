@@ -1,0 +1,342 @@
+"""Every record that travels between the stages: frozen, plain data, JSON both ways.
+
+Records hold no framework object. Those with arrays compare by identity (`eq=False`) and are
+not JSON; all others go through `to_json` and `from_json`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+
+Array = NDArray[Any]
+Float64 = NDArray[np.float64]
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to say about the model under check.
+
+    `code` is stable and kebab-case; `where` a layer path, node or file; `hint` the remedy.
+    """
+
+    code: str
+    severity: Severity
+    where: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A fact about a site that rules out a swap whatever the policy says."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One BatchNormalization object of a model, as the walk found it.
+
+    Attributes:
+        path: names of the containers and of the layer, joined by `/`; the model's own name is
+            left out. Unique within the model.
+        class_name: the layer's class.
+        config: the layer's configuration as Keras serializes it.
+        channels: size of the normalised axis, or None when it isn't known.
+        axis: index of the normalised axis, counted from 0 with the batch axis, or None when
+            there is not exactly one.
+        rank: number of axes of the input, batch included, or None when unbuilt.
+        calls: at how many places of the graph the object is called.
+        spatial: positions per sample and channel (product of the other axes), or None when
+            they aren't fixed. With several calls: the smallest.
+        shape: the input's, None where not fixed; with several calls, that of the smallest
+            `spatial`. Empty when unbuilt.
+        trainable: the layer's own flag.
+        obstacles: what rules out a swap whatever the policy says.
+    """
+
+    path: str
+    class_name: str
+    config: Mapping[str, Any]
+    channels: int | None
+    axis: int | None
+    rank: int | None
+    calls: int = 1
+    spatial: int | None = None
+    shape: tuple[int | None, ...] = ()
+    trainable: bool = True
+    obstacles: tuple[Obstacle, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """What a BatchNormalization learned, one float64 value per channel.
+
+    `gamma` is ones and `beta` zeros where the layer has none.
+    """
+
+    gamma: Float64
+    beta: Float64
+    mean: Float64
+    variance: Float64
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        arrays = (self.gamma, self.beta, self.mean, self.variance)
+        return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """γ and β for a GroupNormalization, one float64 value per channel."""
+
+    gamma: Float64
+    beta: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """The site becomes a `GroupNormalization` with `config` (as Keras deserializes it)."""
+
+    site: Site
+    config: Mapping[str, Any]
+    weights: Literal["match", "copy", "reset"]
+    notes: tuple[Finding, ...] = ()
+    kind: Literal["swap"] = "swap"
+
+    @property
+    def channels(self) -> int:
+        """Size of the normalised axis."""
+        size = self.site.shape[self.config["axis"]] if self.site.shape else self.site.channels
+        assert size is not None
+        return size
+
+    @property
+    def groups(self) -> int:
+        """Number of groups, always positive."""
+        return int(self.config["groups"])
+
+    @property
+    def channels_per_group(self) -> int:
+        """Channels that share one mean and variance."""
+        return self.channels // self.groups
+
+    @property
+    def elements_per_group(self) -> int | None:
+        """Elements per sample behind one mean and variance; None when not fixed."""
+        if self.site.spatial is None or self.site.channels is None:
+            return None
+        return self.site.channels * self.site.spatial // self.groups
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """The site stays BatchNormalization because the user said so."""
+
+    site: Site
+    reason: str
+    kind: Literal["skip"] = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The site can't be swapped under this policy. `code` is stable and kebab-case."""
+
+    site: Site
+    code: str
+    reason: str
+    hint: str = ""
+    kind: Literal["refusal"] = "refusal"
+
+
+Decision = Swap | Skip | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class SwapPlan:
+    """Every BatchNormalization of a model with its decision; nothing is changed yet.
+
+    Attributes:
+        source: the file that the model was read from, or the model's name.
+        policy: the policy's fields as plain data.
+        decisions: one per site, in the order of the walk.
+        findings: warnings about the model or about what the swap will mean.
+    """
+
+    source: str
+    policy: Mapping[str, Any]
+    decisions: tuple[Decision, ...]
+    findings: tuple[Finding, ...] = ()
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def swaps(self) -> tuple[Swap, ...]:
+        """The sites that become GroupNormalization."""
+        return tuple(d for d in self.decisions if isinstance(d, Swap))
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """The sites that stay because the user said so."""
+        return tuple(d for d in self.decisions if isinstance(d, Skip))
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The sites that can't be swapped under this policy."""
+        return tuple(d for d in self.decisions if isinstance(d, Refusal))
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """All findings: those of the model and those of each swap."""
+        return (*self.findings, *(note for swap in self.swaps for note in swap.notes))
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was refused."""
+        return not self.refusals
+
+    def to_json(self) -> str:
+        """The plan as indented JSON, keys in the order of the fields."""
+        return to_json(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLog:
+    """Accounts for every variable of the converted model, by path (`layer/variable`).
+
+    `copied` variables hold the source's bits; `fitted` were computed from the source's
+    BatchNormalization; `fresh` hold what their initializer gave.
+    """
+
+    copied: tuple[str, ...]
+    fitted: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Two arrays agree where |a − b| ≤ absolute + relative · max|b|, with b the expected one.
+
+    The relative part is taken of the output's largest magnitude, not element by element: a
+    float32 runtime rounds sums of large terms, also where they cancel.
+    """
+
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How near a runtime comes to the GN Keras model (rounding only).
+
+    `max_absolute` is the largest |a − b|; `max_relative` that over max|b|; `batches` the batch
+    sizes compared.
+    """
+
+    runtime: str
+    max_absolute: float
+    max_relative: float
+    tolerance: Tolerance
+    batches: tuple[int, ...]
+    ok: bool
+    worst_output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far the GN model is from the BN model (not zero: GN uses per-sample statistics).
+
+    `relative_error` is ‖GN − BN‖ / ‖BN‖ over all outputs; `argmax_agreement` the share of
+    samples with the same arg-max, None where no output is a score vector.
+    """
+
+    relative_error: float
+    argmax_agreement: float | None
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file or folder that was written. `sha256` covers a file's bytes, None for a folder."""
+
+    path: str
+    format: Literal["keras", "h5", "savedmodel", "onnx"]
+    bytes: int
+    opset: int | None = None
+    sha256: str | None = None
+    reference: str | None = None
+    parity: Parity | None = None
+    drift: Drift | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a command found and did; `ok` and `exit_code` follow from it.
+
+    `seconds` maps each stage to its wall-clock duration.
+    """
+
+    command: str
+    source: str
+    plan: SwapPlan | None = None
+    transfer: TransferLog | None = None
+    artifact: Artifact | None = None
+    parity: tuple[Parity, ...] = ()
+    drift: Drift | None = None
+    findings: tuple[Finding, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no refusal, no error finding and no parity beyond tolerance."""
+        return (
+            (self.plan is None or self.plan.ok)
+            and all(p.ok for p in self.parity)
+            and all(f.severity != "error" for f in self.findings)
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 when `ok`, else 1."""
+        return 0 if self.ok else 1
+
+    def to_json(self) -> str:
+        """The report as indented JSON."""
+        return to_json(self)
+
+
+_R = TypeVar("_R")
+
+
+@functools.cache
+def _adapter(record: type) -> Any:
+    from pydantic import TypeAdapter  # takes longer to import than everything else here
+
+    return TypeAdapter(record)
+
+
+def to_json(record: Any) -> str:
+    """Any record without arrays as indented JSON."""
+    text: str = _adapter(type(record)).dump_json(record, indent=2).decode()
+    return text
+
+
+def from_json(record: type[_R], text: str | bytes) -> _R:
+    """Reads back what `to_json` wrote.
+
+    Raises:
+        ValueError: the text isn't JSON or doesn't have the record's fields.
+    """
+    result: _R = _adapter(record).validate_json(text)
+    return result

@@ -1,0 +1,342 @@
+"""What one BatchNormalization becomes: (site, policy, statistics) → Swap, Skip or Refusal.
+
+Pure: only configuration and numbers go in, so every rule is tested without TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from layerswap import grouping, moments, penalties
+from layerswap.policy import PARTS, Policy
+from layerswap.records import (
+    Affine,
+    Decision,
+    Finding,
+    Refusal,
+    Site,
+    Skip,
+    Statistics,
+    Swap,
+)
+
+# Below this many elements a group's mean and variance say more of the noise than of the sample.
+FEW_ELEMENTS = 8
+CARRIED = ("name", "trainable", "dtype")
+
+
+class _Refused(Exception):
+    """Carries a refusal out of the straight-line code below."""
+
+    def __init__(self, code: str, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.code, self.reason, self.hint = code, reason, hint
+
+
+class _Skipped(Exception):
+    """Carries a skip that the policy asked for."""
+
+
+def decide(site: Site, policy: Policy, statistics: Statistics | None) -> Decision:
+    """What becomes of one BatchNormalization.
+
+    Args:
+        site: the layer as the walk found it.
+        policy: with the overrides for this site already applied.
+        statistics: what the layer learned; None where it has no weights.
+    """
+    try:
+        return _swap(site, policy, statistics)
+    except _Refused as refused:
+        return Refusal(site, refused.code, refused.reason, refused.hint)
+    except _Skipped as skipped:
+        return Skip(site, str(skipped))
+
+
+def fit(swap: Swap, statistics: Statistics) -> Affine:
+    """γ and β of the GroupNormalization that a swap makes of a BatchNormalization.
+
+    Args:
+        swap: with weights "match" or "copy".
+        statistics: what the BatchNormalization learned, finite.
+    """
+    if swap.weights == "copy":
+        return Affine(statistics.gamma, statistics.beta)
+    epsilon = float(swap.site.config["epsilon"])
+    return moments.match(statistics, swap.groups, epsilon, float(swap.config["epsilon"]))
+
+
+def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
+    _refuse_unconvertible(site)
+    if policy.weights != "reset" and statistics is not None and not statistics.finite:
+        raise _Refused(
+            "nonfinite-weights",
+            "γ, β or the moving statistics hold NaN or Inf, from which nothing can be fitted",
+            "Exclude the layer, repair the model, or use weights='reset' for it.",
+        )
+    axis, channels = _choose_axis(site, policy)
+    groups = _choose_groups(site, policy, channels)
+    config: dict[str, Any] = {key: site.config[key] for key in CARRIED if key in site.config}
+    config |= {
+        "groups": groups,
+        "axis": axis,
+        "epsilon": _choose_epsilon(site, policy, statistics, groups),
+        "center": _switch(site, policy, "center"),
+        "scale": _switch(site, policy, "scale"),
+    }
+    for part in PARTS:
+        config[part] = _choose_part(site, policy, part)
+    swap = Swap(site, config, policy.weights)
+    _refuse_degenerate(swap, policy)
+    notes = tuple(_notes(swap, statistics))
+    return Swap(site, config, policy.weights, notes)
+
+
+def _refuse_unconvertible(site: Site) -> None:
+    if site.obstacles:
+        raise _Refused(
+            site.obstacles[0].code, "; ".join(obstacle.reason for obstacle in site.obstacles)
+        )
+    if site.config.get("renorm"):
+        raise _Refused(
+            "renorm",
+            "batch renormalization (renorm=True) has no counterpart in GroupNormalization",
+            "Exclude the layer, or rebuild it with renorm=False.",
+        )
+    if site.config.get("virtual_batch_size"):
+        raise _Refused(
+            "virtual-batch-size",
+            f"virtual_batch_size={site.config['virtual_batch_size']} has no counterpart in "
+            "GroupNormalization",
+            "Exclude the layer, or rebuild it without virtual_batch_size.",
+        )
+    if site.axis is None:
+        raise _Refused(
+            "multiple-axes",
+            f"it normalises the axes {site.config.get('axis')} together; GroupNormalization has "
+            "one axis",
+            "Exclude the layer, or rebuild it with a single axis.",
+        )
+    if site.axis == 0:
+        raise _Refused(
+            "batch-axis",
+            "it normalises axis 0, the batch; GroupNormalization works within a sample",
+            "Exclude the layer.",
+        )
+    if site.channels is None:
+        raise _Refused(
+            "unbuilt",
+            "it has no weights yet, so its number of channels is unknown",
+            "Call the model once on data, or build() it, before converting.",
+        )
+
+
+def _choose_axis(site: Site, policy: Policy) -> tuple[int, int]:
+    """The axis, counted from 0, and its size."""
+    assert site.axis is not None and site.channels is not None and site.rank is not None
+    if policy.axis == "carry":
+        return site.axis, site.channels
+    axis = policy.axis + site.rank if policy.axis < 0 else policy.axis
+    if axis == site.axis:
+        return axis, site.channels
+    if policy.weights != "reset" or not 0 < axis < site.rank or site.shape[axis] is None:
+        raise _Refused(
+            "other-axis",
+            f"axis={policy.axis} was asked for, but the layer normalises axis {site.axis} of "
+            f"{site.rank}",
+            "Leave axis at 'carry'; another axis of fixed size is possible with weights='reset'.",
+        )
+    size = site.shape[axis]
+    assert size is not None
+    return axis, size
+
+
+def _choose_groups(site: Site, policy: Policy, channels: int) -> int:
+    if policy.channels_per_group is not None:
+        wanted = policy.channels_per_group
+        if channels % wanted == 0:
+            return channels // wanted
+        asked = f"channels_per_group={wanted}"
+        nearest = channels // grouping.nearest_groups(channels, wanted)
+    elif policy.groups == "auto":
+        return grouping.auto_groups(channels)
+    elif policy.groups == -1:
+        return channels
+    elif channels % policy.groups == 0:
+        return policy.groups
+    else:
+        asked = f"groups={policy.groups}"
+        nearest = grouping.nearest_groups(channels, policy.groups)
+    legal = grouping.legal_groups(channels)
+    reason = f"{channels} channels don't divide by {asked}; legal groups: {_listed(legal)}"
+    if policy.on_indivisible == "nearest":
+        return nearest
+    if policy.on_indivisible == "skip":
+        raise _Skipped(reason)
+    raise _Refused(
+        "indivisible-channels",
+        reason,
+        "Take a legal number, groups='auto', or on_indivisible='nearest' or 'skip'.",
+    )
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def _choose_epsilon(
+    site: Site, policy: Policy, statistics: Statistics | None, groups: int
+) -> float:
+    rule = policy.epsilon_rule
+    if rule == "adaptive":
+        if statistics is None or not statistics.finite or statistics.mean.size % groups:
+            return moments.LEAST_ADAPTIVE_EPSILON
+        return moments.adaptive_epsilon(statistics, groups, policy.adaptive_k)
+    return float(site.config["epsilon"]) if rule == "carry" else float(rule)
+
+
+def _switch(site: Site, policy: Policy, name: str) -> bool:
+    wanted = getattr(policy, name)
+    if policy.weights == "match":
+        return True  # the statistics go into γ and β, whether or not BatchNormalization had them
+    return bool(site.config.get(name, True)) if wanted == "carry" else bool(wanted)
+
+
+def _choose_part(site: Site, policy: Policy, part: str) -> Any:
+    """An initializer, regularizer or constraint as Keras deserializes it; None for none."""
+    wanted = getattr(policy, part)
+    default = {"beta_initializer": "zeros", "gamma_initializer": "ones"}.get(part)
+    if wanted == "carry":
+        return site.config.get(part, default)
+    if wanted == "none":
+        return default
+    return wanted
+
+
+def _refuse_degenerate(swap: Swap, policy: Policy) -> None:
+    if swap.elements_per_group == 1 and not policy.allow_degenerate:
+        raise _Refused(
+            "degenerate-groups",
+            f"{swap.groups} groups over {swap.channels} channels hold a single element per "
+            "sample: the output would be β whatever the input",
+            "Take fewer groups, or allow_degenerate=True if that is what you want.",
+        )
+
+
+def _notes(swap: Swap, statistics: Statistics | None) -> Iterator[Finding]:
+    site, config = swap.site, swap.config
+
+    def warn(code: str, message: str, hint: str = "") -> Finding:
+        return Finding(code, "warning", site.path, message, hint)
+
+    elements = swap.elements_per_group
+    if elements is not None and elements < FEW_ELEMENTS:
+        yield warn(
+            "tiny-groups",
+            f"a group holds only {elements} elements per sample",
+            "Take fewer groups.",
+        )
+    if not site.trainable:
+        yield warn(
+            "frozen",
+            "trainable=False is carried over: γ and β will stay as they are in fine-tuning",
+            "Set layer.trainable = True after the swap to fine-tune them.",
+        )
+        if swap.weights == "reset":
+            yield warn("frozen-reset", "γ and β are reset in a layer that doesn't train")
+    dtype = _dtype_name(config.get("dtype"))
+    if "16" in dtype:
+        yield warn("sixteen-bit", f"under {dtype}, GroupNormalization computes in 16 bits")
+    if config["epsilon"] == 0:
+        yield warn("zero-epsilon", "epsilon is 0: a constant group gives NaN", "Set epsilon.")
+    if statistics is None or swap.weights == "reset":
+        return
+    if not statistics.finite:
+        return
+    dead = int(moments.dead_channels(statistics, float(site.config["epsilon"])).sum())
+    if dead:
+        yield warn(
+            "dead-channels",
+            f"{dead} of {swap.channels} channels never varied in training; "
+            + ("they become the constant β" if swap.weights == "match" else "γ is copied as it is"),
+        )
+    turned_on = [n for n in ("center", "scale") if config[n] and not site.config.get(n, True)]
+    if turned_on and swap.weights == "match":
+        yield Finding(
+            "affine-turned-on",
+            "info",
+            site.path,
+            f"{' and '.join(turned_on)} turned on, since the fit needs γ and β",
+        )
+    yield from _penalty_notes(swap, statistics)
+
+
+def _dtype_name(dtype: Any) -> str:
+    """The name of a dtype policy, given as a string or serialized."""
+    if isinstance(dtype, Mapping):
+        return str(dtype.get("config", {}).get("name", ""))
+    return str(dtype or "float32")
+
+
+def _penalty_notes(swap: Swap, statistics: Statistics) -> Iterator[Finding]:
+    """Refuses a violated constraint and reports what regularizers will add."""
+    fitted = fit(swap, statistics)
+    before = after = 0.0
+    unknown: list[str] = []
+    pairs = (("gamma", fitted.gamma, "scale"), ("beta", fitted.beta, "center"))
+    for name, value, switch in pairs:
+        if not swap.config[switch]:
+            continue
+        broken = penalties.violation(_normalised(swap.config[f"{name}_constraint"]), value)
+        if broken:
+            raise _Refused(
+                "constraint-violated",
+                f"the fitted {name} would violate {name}_constraint {broken}",
+                f"Set {name}_constraint='none', or use weights='reset' for this layer.",
+            )
+        old = _normalised(swap.site.config.get(f"{name}_regularizer"))
+        new = _normalised(swap.config[f"{name}_regularizer"])
+        had = swap.site.config.get(switch, True)
+        costs = (
+            penalties.regularization_loss(old, getattr(statistics, name)) if had else 0.0,
+            penalties.regularization_loss(new, value),
+        )
+        if None in costs:
+            unknown.append(f"{name}_regularizer")
+        else:
+            before, after = before + (costs[0] or 0.0), after + (costs[1] or 0.0)
+    if unknown:
+        yield Finding(
+            "regularization-unknown",
+            "info",
+            swap.site.path,
+            f"{', '.join(unknown)} isn't one of Keras's own; its loss isn't evaluated here",
+        )
+    if before or after:
+        yield Finding(
+            "regularization-change",
+            "info",
+            swap.site.path,
+            f"regularization loss of γ and β: {before:.6g} → {after:.6g}",
+        )
+
+
+NAMED = {
+    "l1": {"class_name": "L1", "config": {"l1": 0.01}},
+    "l2": {"class_name": "L2", "config": {"l2": 0.01}},
+    "l1_l2": {"class_name": "L1L2", "config": {"l1": 0.01, "l2": 0.01}},
+    "non_neg": {"class_name": "NonNeg", "config": {}},
+    "unit_norm": {"class_name": "UnitNorm", "config": {}},
+    "max_norm": {"class_name": "MaxNorm", "config": {"max_value": 2.0}},
+    "min_max_norm": {"class_name": "MinMaxNorm", "config": {"min_value": 0.0, "max_value": 1.0}},
+}
+
+
+def _normalised(part: Any) -> Mapping[str, Any] | None:
+    """A regularizer or constraint as a config dict; Keras also takes names."""
+    if part is None or isinstance(part, Mapping):
+        return part
+    by_class = {str(entry["class_name"]): entry for entry in NAMED.values()}
+    entry: Mapping[str, Any] = NAMED.get(part) or by_class.get(part) or {"class_name": part}
+    return entry

@@ -1,0 +1,214 @@
+"""The affine form against the float64 oracle, and the signature against the model."""
+
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from layerswap.errors import ExportError
+from layerswap.keras_graph.serving import affine_group_norm, serving_signature
+
+SHAPES = [
+    ((12,), -1),
+    ((12,), 1),
+    ((7, 12), -1),
+    ((12, 7), 1),
+    ((4, 3, 12), -1),
+    ((12, 4, 3), 1),
+    ((12, 4, 3), -3),
+    ((2, 3, 4, 12), 4),
+    ((12, 2, 3, 4), 1),
+]
+
+
+def group_norm(shape, groups, axis=-1, seed=0, **options):
+    """A built GroupNormalization with random weights."""
+    layer = tf_keras.layers.GroupNormalization(groups, axis=axis, epsilon=0.03, **options)
+    layer.build((None, *shape))
+    generator = np.random.default_rng(seed)
+    for weight in layer.weights:
+        weight.assign(generator.normal(size=weight.shape) + 0.5)
+    return layer
+
+
+def truth(layer, x):
+    """What the oracle says about the layer."""
+    gamma, beta = (None if w is None else w.numpy() for w in (layer.gamma, layer.beta))
+    return oracle.group_norm(x, layer.groups, gamma, beta, layer.epsilon, layer.axis)
+
+
+def samples(*shape, mean=3.0, std=2.0, seed=1):
+    return (np.random.default_rng(seed).normal(size=shape) * std + mean).astype(np.float32)
+
+
+def with_open_axes(layer, x):
+    """Runs the affine form on a graph in which all axes but the channels are open."""
+    axis = layer.axis % x.ndim
+    shape = [size if i == axis else None for i, size in enumerate(x.shape)]
+    spec = tf.TensorSpec(shape, x.dtype)
+    return tf.function(lambda t: affine_group_norm(layer, t), input_signature=[spec])(x).numpy()
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize("groups", [1, 3, -1])
+def test_affine_form_is_group_norm(shape, axis, groups):
+    layer, x = group_norm(shape, groups, axis), samples(5, *shape)
+    expected = truth(layer, x)
+    np.testing.assert_allclose(with_open_axes(layer, x), expected, atol=1e-5)
+    np.testing.assert_allclose(affine_group_norm(layer, tf.constant(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"scale": False}, {"center": False}])
+def test_without_scale_or_center(options):
+    layer, x = group_norm((4, 12), 3, **options), samples(5, 4, 12)
+    np.testing.assert_allclose(affine_group_norm(layer, tf.constant(x)), truth(layer, x), atol=1e-5)
+
+
+def test_without_scale_and_center():
+    layer, x = group_norm((4, 12), 4, scale=False, center=False), samples(5, 4, 12)
+    np.testing.assert_allclose(affine_group_norm(layer, tf.constant(x)), truth(layer, x), atol=1e-5)
+
+
+def test_groups_of_minus_one_that_no_build_resolved():
+    layer, x = group_norm((4, 12), -1), samples(5, 4, 12)
+    layer.groups = -1
+    np.testing.assert_allclose(affine_group_norm(layer, tf.constant(x)), truth(layer, x), atol=1e-5)
+
+
+def test_no_samples():
+    layer = group_norm((4, 12), 3)
+    assert with_open_axes(layer, samples(0, 4, 12)).shape == (0, 4, 12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_statistics_of_16_bit_inputs_are_float32(dtype):
+    """With std 300 the variance leaves float16's range, and the stock layer gives NaN."""
+    layer = group_norm((64, 12), 3, dtype=f"mixed_{dtype}")
+    x = tf.cast(samples(2, 64, 12, mean=100.0, std=300.0), dtype)
+    y = affine_group_norm(layer, x)
+    assert y.dtype == x.dtype
+    error = np.abs(tf.cast(y, tf.float32) - truth(layer, tf.cast(x, tf.float32).numpy())).max()
+    assert error < (0.01 if dtype == "float16" else 0.08)
+
+
+def test_float64_stays_float64():
+    layer = group_norm((4, 12), 3, dtype="float64")
+    x = samples(5, 4, 12).astype(np.float64)
+    y = affine_group_norm(layer, tf.constant(x))
+    assert y.dtype == tf.float64
+    np.testing.assert_allclose(y, truth(layer, x), atol=1e-12)
+
+
+def functional():
+    """Two inputs, two outputs, open spatial axes, a shared layer and dropout."""
+    image = tf_keras.Input((None, None, 3), name="image")
+    extra = tf_keras.Input((4,), name="extra")
+    x = tf_keras.layers.Conv2D(8, 3, name="conv")(image)
+    x = tf_keras.layers.GroupNormalization(2, name="norm")(x)
+    x = tf_keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = tf_keras.layers.Dropout(0.5, name="drop")(x)
+    shared = tf_keras.layers.GroupNormalization(4, name="shared")
+    scores = tf_keras.layers.Dense(3, name="scores")(shared(shared(x)))
+    side = tf_keras.layers.Dense(2, name="side")(extra)
+    return tf_keras.Model({"b": image, "a": extra}, {"z": scores, "y": side})
+
+
+def test_signature_has_the_names_of_the_model_and_open_axes():
+    signature = serving_signature(functional())
+    (specs, keywords) = signature.structured_input_signature
+    assert {spec.name: spec.shape.as_list() for spec in specs} == {
+        "image": [None, None, None, 3],
+        "extra": [None, 4],
+    }
+    assert keywords == {}
+    assert set(signature.structured_outputs) == {"scores", "side"}
+
+
+def test_signature_computes_the_model():
+    model = functional()
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(weight.shape[0]).normal(size=weight.shape))
+    signature = serving_signature(model)
+    for batch, size in ((1, 5), (3, 9)):
+        image, extra = samples(batch, size, size, 3), samples(batch, 4)
+        expected = model({"b": image, "a": extra}, training=False)
+        got = signature(tf.constant(extra), tf.constant(image))
+        np.testing.assert_allclose(got["scores"], expected["z"], atol=1e-5)
+        np.testing.assert_allclose(got["side"], expected["y"], atol=1e-5)
+
+
+def test_signature_uses_the_affine_form_and_the_own_variables():
+    model = functional()
+    signature = serving_signature(model)
+    operations = {operation.type for operation in signature.graph.get_operations()}
+    assert "Tile" in operations
+    assert "OnesLike" not in operations
+    assert {id(v.handle) for v in signature.variables} == {id(v.handle) for v in model.variables}
+
+
+def test_the_stock_layer_is_back_afterwards():
+    model, x = functional(), samples(2, 5, 5, 8)
+    layer = model.get_layer("norm")
+    serving_signature(model)
+    traced = tf.function(lambda t: layer(t)).get_concrete_function(tf.TensorSpec(x.shape))
+    assert any(operation.type == "Reshape" for operation in traced.graph.get_operations())
+    assert not any(operation.type == "Tile" for operation in traced.graph.get_operations())
+
+
+def test_a_model_with_a_fixed_batch_serves_any():
+    x = tf_keras.Input((6,), batch_size=4, name="x")
+    model = tf_keras.Model(x, tf_keras.layers.GroupNormalization(2)(x))
+    assert serving_signature(model)(tf.constant(samples(7, 6)))
+
+
+class Subclassed(tf_keras.Model):
+    """No names, no `training` argument, dropout inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = tf_keras.layers.Dense(4)
+        self.drop = tf_keras.layers.Dropout(0.9)
+        self.norm = tf_keras.layers.GroupNormalization(2)
+
+    def call(self, x):
+        if tf.reduce_sum(x) > 1e9:  # only autograph makes this work in a graph
+            x = x * 0.0
+        return self.norm(self.drop(self.dense(x)))
+
+
+def test_a_subclassed_model():
+    model, x = Subclassed(), tf.constant(samples(3, 5))
+    expected = model(x)
+    got = serving_signature(model)(x)
+    np.testing.assert_allclose(got["output_1"], expected, atol=1e-5)
+
+
+def test_a_subclassed_model_that_was_never_called():
+    with pytest.raises(ExportError, match="isn't known"):
+        serving_signature(Subclassed())
+
+
+def test_an_input_that_is_not_dense():
+    x = tf_keras.Input((4,), sparse=True, name="x")
+    model = tf_keras.Model(x, tf_keras.layers.Dense(2)(x))
+    with pytest.raises(ExportError, match="SparseTensorSpec"):
+        serving_signature(model)
+
+
+def test_lite_runs_it_with_any_batch():
+    """LiteRT converts the stock layer, too, but fails on BROADCAST_TO when running it."""
+    x = tf_keras.Input((6, 8), name="x")
+    layer = tf_keras.layers.GroupNormalization(2)
+    model = tf_keras.Model(x, layer(x))
+    signature = serving_signature(model)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([signature], model)
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    values = samples(3, 6, 8)
+    index = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(index, values.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(index, values)
+    interpreter.invoke()
+    got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(got, truth(layer, values), atol=1e-5)
