@@ -17,7 +17,8 @@ def verify(
     reference: StrPath | None = None,
     *,
     runtime: str = "onnxruntime",
-    tolerance: Tolerance | None = None,
+    absolute: float | None = None,
+    relative: float | None = None,
 ) -> Parity:
     """Runs an ONNX file on its reference inputs and compares with what Keras answered.
 
@@ -25,7 +26,7 @@ def verify(
         path: the `.onnx` file.
         reference: the reference file; by default the one beside the artifact.
         runtime: `onnxruntime` or `reference` (onnx's own evaluator).
-        tolerance: instead of the one in the reference.
+        absolute, relative: tolerances instead of those in the reference; see `Tolerance`.
 
     Returns:
         The parity; its `ok` says whether it is within tolerance.
@@ -36,7 +37,7 @@ def verify(
         MissingExtraError: the runtime isn't installed.
         UsageError: there is no such runtime.
     """
-    report = report_parity(path, reference, runtime=runtime, tolerance=tolerance)
+    report = report_parity(path, reference, runtime=runtime, absolute=absolute, relative=relative)
     for finding in report.findings:
         if finding.severity == "error":
             raise ParityError(finding.message, where=finding.where, hint=finding.hint)
@@ -48,7 +49,8 @@ def report_parity(
     reference: StrPath | None = None,
     *,
     runtime: str = "onnxruntime",
-    tolerance: Tolerance | None = None,
+    absolute: float | None = None,
+    relative: float | None = None,
 ) -> Report:
     """What `verify` does, as a report that also holds the drift from the BN model.
 
@@ -69,6 +71,10 @@ def report_parity(
                 "Export again, or give the reference that belongs to it.",
             )
         )
+    tolerance = Tolerance(
+        known.tolerance.absolute if absolute is None else absolute,
+        known.tolerance.relative if relative is None else relative,
+    )
     parity = measure_parity(opened, path, known, tolerance)
     drift = None
     if known.source_outputs is not None:

@@ -232,7 +232,7 @@ def _finetune(model: Any, digits: Mapping[str, Array]) -> dict[int, float]:
 def _print_curves(console: Console, curves: Mapping[str, Mapping[int, float]]) -> None:
     from rich.table import Table
 
-    table = Table(title="Accuracy on the held-out digits while training on")
+    table = Table(title="Held-out accuracy while training on")
     table.add_column("steps", justify="right")
     for name in curves:
         table.add_column(name, justify="right")

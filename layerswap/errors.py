@@ -7,6 +7,9 @@ An exception says that the work can't go on; a problem *of the model under check
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 
 class LayerswapError(Exception):
     """Base of every error that layerswap raises on purpose.
@@ -24,6 +27,12 @@ class LayerswapError(Exception):
         self.message = message
         self.where = where
         self.hint = hint
+
+    @property
+    def code(self) -> str:
+        """The class as a finding's code: `IndivisibleChannelsError` → `indivisible-channels`."""
+        words = re.findall("[A-Z][a-z]*", type(self).__name__.removesuffix("Error"))
+        return "-".join(words).lower()
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -45,9 +54,13 @@ class PolicyError(UsageError):
 
 
 class UnsupportedModelError(LayerswapError):
-    """The model holds something that can't be converted; names every offender."""
+    """The model holds something that can't be converted; names every offender.
+
+    `plan` is the SwapPlan with the refusals, where there is one.
+    """
 
     exit_code = 1
+    plan: Any = None
 
 
 class IndivisibleChannelsError(UnsupportedModelError):

@@ -52,11 +52,13 @@ def raise_refusals(plan: SwapPlan) -> None:
     only_groups = all(r.code == "indivisible-channels" for r in refusals)
     kind = IndivisibleChannelsError if only_groups else UnsupportedModelError
     count = f"{len(refusals)} of {len(plan.decisions)}"
-    raise kind(
+    error = kind(
         f"{count} BatchNormalization layers can't be swapped:\n" + "\n".join(lines),
         where=plan.source,
         hint="\n".join(hints),
     )
+    error.plan = plan
+    raise error
 
 
 def _decide(site: Site, policy: Policy, statistics: Statistics | None) -> Decision:

@@ -111,24 +111,25 @@ def _refuse_unconvertible(site: Site) -> None:
             "GroupNormalization",
             "Exclude the layer, or rebuild it without virtual_batch_size.",
         )
-    if site.axis is None:
+    axes = site.config.get("axis")
+    if isinstance(axes, list | tuple) and len(axes) != 1:
         raise _Refused(
             "multiple-axes",
-            f"it normalises the axes {site.config.get('axis')} together; GroupNormalization has "
+            f"it normalises the axes {list(axes)} together; GroupNormalization has "
             "one axis",
             "Exclude the layer, or rebuild it with a single axis.",
+        )
+    if site.channels is None or site.axis is None:
+        raise _Refused(
+            "unbuilt",
+            "it has no weights yet, so its number of channels is unknown",
+            "Call the model once on data, or build() it, before converting.",
         )
     if site.axis == 0:
         raise _Refused(
             "batch-axis",
             "it normalises axis 0, the batch; GroupNormalization works within a sample",
             "Exclude the layer.",
-        )
-    if site.channels is None:
-        raise _Refused(
-            "unbuilt",
-            "it has no weights yet, so its number of channels is unknown",
-            "Call the model once on data, or build() it, before converting.",
         )
 
 

@@ -7,6 +7,7 @@ call of a GroupNormalization layer; `onnx_graph` puts in the first and expands t
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,8 +83,11 @@ def trace(model: Any, *, opset: int = HIGHEST_OPSET, progress: Progress | None =
         def convert(frozen: Frozen) -> Traced:
             report("convert")
             graph = _convert(frozen, opset, sites, renamed, errors)
+            # Dead calls went on the way: recurrent layers trace their cell once for its shape.
+            kept = [next(s for s in sites if s.path == path) for path in _groupnorms(graph.graph)]
+            kept.sort(key=sites.index)
             return Traced(
-                graph, frozen.arrays, tuple(sites), tuple(input_names), tuple(output_names)
+                graph, frozen.arrays, tuple(kept), tuple(input_names), tuple(output_names)
             )
 
         report("freeze")
@@ -149,7 +153,7 @@ def _concrete(model: Any, specs: Sequence[Any]) -> tuple[Any, list[carrier.CallS
     except Exception as error:
         if carriers.failure is not None:
             raise carriers.failure from None
-        raise ExportError(f"the model can't be traced: {_first_line(error)}") from error
+        raise ExportError(f"the model can't be traced: {_reason(error)}") from error
     return concrete, carriers.sites, labels
 
 
@@ -186,7 +190,7 @@ def _freeze_with_weights(
         with tf.device("/cpu:0"):
             graph_def, tables = tf_loader.from_trackable(model, concrete, inputs, outputs, False)
     except Exception as error:
-        raise ExportError(f"the model's weights can't be frozen: {_first_line(error)}") from error
+        raise ExportError(f"the model's weights can't be frozen: {_reason(error)}") from error
     return Frozen(inlined(inputs, outputs, graph_def), inputs, outputs, {}, tables)
 
 
@@ -214,7 +218,7 @@ def _convert(
             converted = optimizer.optimize_graph(converted, catch_errors=False)
             model = converted.make_model("")
     except Exception as error:
-        reason = errors[0] if errors else _first_line(error)
+        reason = errors[0] if errors else _reason(error)
         raise ExportError(f"tf2onnx could not convert the model: {reason}") from error
     _check_operations(model.graph, opset)
     if errors:
@@ -238,6 +242,16 @@ def _check_operations(graph: Any, opset: int) -> None:
                 f"the operation {node.op_type} has no ONNX form at opset {opset}",
                 where=node.name.split("__")[0],
             )
+
+
+def _groupnorms(graph: Any) -> Iterator[str]:
+    """The path of every GroupNorm node, bodies of loops and branches included."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _groupnorms(body)
+            if node.op_type == carrier.OP_TYPE and attribute.name == "path":
+                yield attribute.s.decode()
 
 
 def _is_known(node: Any, opset: int) -> bool:
@@ -280,6 +294,10 @@ def _plain(name: str | None) -> str | None:
     return name.split(":")[0] if name else None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The line of a message that says what is wrong; AutoGraph and Keras wrap it in others."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    if lines and lines[0].startswith("Exception encountered when calling layer"):
+        return " ".join(lines[:2])
+    return next(iter(raised or lines), type(error).__name__)

@@ -102,9 +102,7 @@ class Carriers:
             )
             raise self.failure
         groups = channels if layer.groups == -1 else int(layer.groups)
-        self.sites.append(
-            CallSite(path, groups, float(layer.epsilon), channels, inputs.shape.rank)
-        )
+        self.sites.append(CallSite(path, groups, float(layer.epsilon), channels, inputs.shape.rank))
         gamma = _read(layer.gamma) if layer.scale else tf.ones([channels])
         beta = _read(layer.beta) if layer.center else tf.zeros([channels])
         attributes = {
@@ -194,7 +192,7 @@ def _replace(graph: Any, node: Any, site: CallSite) -> None:
         # The axes that only the carrier needed go.
         x, y = wrapper.input[0], unwrapper[0].output[0]
         graph.remove_node(unwrapper[0].name)
-    rank = graph.get_rank(x)
+    rank = site.rank if site.rank in _WRAPPERS else len(node.data_format)
     shape = list(graph.get_shape(x) or [-1] * rank)
     shape[1 if channels_first else -1] = site.channels
     forth = list(range(rank)) if channels_first else [0, rank - 1, *range(1, rank - 1)]

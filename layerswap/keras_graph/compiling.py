@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tf_keras.metrics import Metric
 from tf_keras.optimizers import legacy
+from tf_keras.src.optimizers.legacy.optimizer_v2 import _var_key
 
 # Made by `compile`, `fit` and `predict` for one model and its variables.
 _COMPILED = ("optimizer", "compiled_loss", "compiled_metrics", "loss")
@@ -106,8 +107,7 @@ def _carry_legacy_state(old: Any, new: Any, variables: Pairs, target: Any) -> No
     new._create_all_weights(target.trainable_variables)
     for name in old.get_slot_names():
         for theirs, mine in variables:
-            key = (old._var_key(theirs), new._var_key(mine))
-            before = old._slots.get(key[0], {}).get(name)
-            after = new._slots.get(key[1], {}).get(name)
+            before = old._slots.get(_var_key(theirs), {}).get(name)
+            after = new._slots.get(_var_key(mine), {}).get(name)
             if before is not None and after is not None:
                 after.assign(before)

@@ -16,7 +16,7 @@ from layerswap.records import Array
 
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _CONTROL_FLOW = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
-_COMPILED = "_XlaMustCompile"
+_NEVER_INLINED = ("_XlaMustCompile", "_noinline")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,11 +86,10 @@ def inlined(inputs: list[str], outputs: list[str], graph_def: Any) -> Any:
         return graph_def
     unmarked = tf.compat.v1.GraphDef()
     unmarked.CopyFrom(graph_def)
-    for holder in (*unmarked.node, *unmarked.library.function):
-        holder.attr.pop(_COMPILED, None)
-    for function in unmarked.library.function:
-        for node in function.node_def:
-            node.attr.pop(_COMPILED, None)
+    bodies = unmarked.library.function
+    for holder in (*unmarked.node, *bodies, *(node for f in bodies for node in f.node_def)):
+        for mark in _NEVER_INLINED:
+            holder.attr.pop(mark, None)
     return _optimize(inputs, outputs, unmarked)
 
 

@@ -37,6 +37,13 @@ _MAX_SWELL, _ALLOWANCE = 100, 1 << 26
 _FUNCTION_HOMES = frozenset(
     {"activations", "backend", "constraints", "initializers", "losses", "metrics", "regularizers"}
 )
+# TensorFlow functions that a layer may call by name: those that only compute.
+_PURE = re.compile(
+    r"(compat\.v1\.)?((math|nn|linalg|image|signal|strings|sparse|ragged|sets|bitwise|quantization"
+    r"|random|audio|dtypes|__operators__|experimental\.numpy)\.[\w.]+"
+    r"|(?!\w*(file|load|import|func|rpc|tpu|xla|print|save|restore|session))[a-z]\w*)"
+)
+_IMPURE_NODE = re.compile(r"(?i)file|func|save|restore|summary|dataset|print|remote|session")
 _UNKNOWN = re.compile(r"(?:Unknown [^:]+: |Could not (?:locate|deserialize) \w+ )'([^']+)'")
 
 
@@ -266,17 +273,25 @@ def _check_config(config: Any, version: Any) -> None:
 
 
 def _check_code(config: Any) -> None:
-    kinds = ("function_type", "output_shape_type", "mask_type")
-    layers = [
-        path
-        for path, item in _objects(config)
-        if item["class_name"] == "__lambda__" or "lambda" in map(_inner(item).get, kinds)
-    ]
+    """Refuses what would run Python or reach outside the model, be it during the load."""
+    layers = [path for path, item in _objects(config) if _runs_code(item)]
     if layers:
         raise LoadError(
-            f"carries Python code, which is not run unasked: {', '.join(dict.fromkeys(layers))}",
+            f"carries code, which is not run unasked: {', '.join(dict.fromkeys(layers))}",
             hint="If you trust the file: --unsafe on the command line, unsafe=True in Python.",
         )
+
+
+def _runs_code(item: Mapping[str, Any]) -> bool:
+    kind, inner = str(item["class_name"]), _inner(item)
+    if kind in ("TFOpLambda", "SlicingOpLambda"):  # even tf.io.write_file, on constants at once
+        return not _PURE.fullmatch(str(inner.get("function")))
+    if kind == "ClassMethod":
+        return inner.get("cls_symbol") not in ("RaggedTensor", "SparseTensor")
+    if kind == "TensorFlowOpLayer":  # how TensorFlow 2.3 and before kept such calls
+        return bool(_IMPURE_NODE.search(str(inner.get("node_def"))))
+    functions = ("function_type", "output_shape_type", "mask_type")
+    return kind == "__lambda__" or "lambda" in map(inner.get, functions)
 
 
 def _check_references(config: Any, known: Mapping[str, Any]) -> None:
@@ -327,7 +342,7 @@ def _inner(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _weights_in(file: Any, path: Path) -> int:
-    """How many weights an HDF5 file holds, the optimizer's left out."""
+    """How many weights an HDF5 file holds, those of the optimizer and of metrics left out."""
     sizes: dict[str, int] = {}
 
     def note(name: str, item: Any) -> None:
@@ -336,7 +351,7 @@ def _weights_in(file: Any, path: Path) -> int:
 
     file.visititems(note)
     _check_swell(sum(sizes.values()), path)  # a dataset without contents may claim any size
-    return sum(not name.startswith("optimizer") for name in sizes)
+    return sum(not name.startswith(("optimizer/", "metrics/")) for name in sizes)
 
 
 def _missing_weights(model: tf_keras.Model, stored: int) -> int:
@@ -345,7 +360,8 @@ def _missing_weights(model: tf_keras.Model, stored: int) -> int:
     layers = (item for item in model.submodules if isinstance(item, tf_keras.layers.Layer))
     if any(type(layer).save_own_variables is not stock for layer in layers):
         return 0  # a layer that stores them its own way can't be counted
-    return max(0, len({id(weight) for weight in model.weights}) - stored)
+    counters = {id(weight) for metric in model.metrics for weight in metric.weights}
+    return max(0, len({id(weight) for weight in model.weights} - counters) - stored)
 
 
 def _check_swell(size: int, path: Path) -> None:
@@ -384,6 +400,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _write_keras(model: tf_keras.Model, path: Path) -> None:
+    for layer in model.submodules:
+        adapted = isinstance(layer, tf_keras.layers.Discretization)
+        if adapted and layer.get_config()["bin_boundaries"] is None:
+            raise ValueError(f"tf_keras leaves out the bins that layer '{layer.name}' adapted to")
     tf_keras.models.save_model(model, path, save_format="keras")
     with (
         zipfile.ZipFile(path) as archive,

@@ -110,9 +110,19 @@ def read_statistics(layer: Any) -> Statistics | None:
     )
 
 
+def variables(model: Any) -> list[Any]:
+    """`model.weights`; of a model that isn't built yet, those that its layers have already."""
+    if model.built:
+        weights: list[Any] = model.weights
+        return weights
+    layers = (found.layer for found in find_layers(model))
+    own = {id(v): v for x in layers for v in (*x._trainable_weights, *x._non_trainable_weights)}
+    return list(own.values())
+
+
 def find_nonfinite(model: Any) -> Iterator[Finding]:
     """A warning for each variable that holds NaN or Inf."""
-    for variable in model.weights:
+    for variable in variables(model):
         if not variable.dtype.is_floating:
             continue
         values = np.asarray(variable).astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 
 from layerswap.errors import TransferError
 from layerswap.keras_graph.copying import Twins
-from layerswap.keras_graph.walk import find_layers
+from layerswap.keras_graph.walk import find_layers, variables
 from layerswap.records import SwapPlan, TransferLog
 
 
@@ -17,14 +17,14 @@ def snapshot(model: Any) -> list[tuple[Any, Any]]:
 
     Variables are few but large: the arrays are views where Keras gives views.
     """
-    return [(variable, np.asarray(variable)) for variable in model.weights]
+    return [(variable, np.asarray(variable)) for variable in variables(model)]
 
 
 def surviving(
     before: list[tuple[Any, Any]], target: Any, twins: Twins
 ) -> list[tuple[Any, Any]]:
     """(variable of the source, the target's that stands for it), for those still in use."""
-    live = {id(variable) for variable in target.weights}
+    live = {id(variable) for variable in variables(target)}
     pairs = ((variable, twins.of(variable)) for variable, _ in before)
     return [(theirs, mine) for theirs, mine in pairs if id(mine) in live]
 
@@ -60,14 +60,14 @@ def account(
 
 
 def named_variables(model: Any) -> list[tuple[str, str, Any]]:
-    """(unique path, path of the owning layer, variable) for all of `model.weights`."""
+    """(unique path, path of the owning layer, variable) for all of a model's weights."""
     owners: dict[int, str] = {}
     for found in find_layers(model):
         layer = found.layer
         for variable in (*layer._trainable_weights, *layer._non_trainable_weights):
             owners.setdefault(id(variable), found.path)
     named, taken = [], set()
-    for variable in model.weights:
+    for variable in variables(model):
         owner = owners.get(id(variable), "")
         short = variable.name.rpartition("/")[2].removesuffix(":0")
         path = unique = f"{owner}/{short}" if owner else variable.name.removesuffix(":0")

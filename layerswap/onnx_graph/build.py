@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import onnx
 from onnx import checker, helper
 
+from layerswap.atomic import replacing
 from layerswap.errors import ExportError
 from layerswap.onnx_graph import graphs
 from layerswap.onnx_graph.attach import attach
 from layerswap.onnx_graph.canonical import canonicalize
 from layerswap.onnx_graph.groupnorm import expand
+from layerswap.onnx_graph.repairs import repair
 from layerswap.records import Array
 
 # A protobuf message ends at 2 GiB; beyond this the weights go beside the file.
@@ -42,37 +45,43 @@ def build(
         profile: how GroupNormalization is spelled, a key of `groupnorm.PROFILES`.
 
     Raises:
-        ExportError: the graph is not valid ONNX.
+        ExportError: the graph is not valid ONNX, or a weight isn't what the graph expects.
     """
-    model = expand(attach(graph, arrays), profile=profile)
-    model = canonicalize(model, version=version, metadata=metadata)
-    check(model)
-    return model
+    light, constants = graphs.lighten(graph)
+    attach(light, constants, arrays)
+    repair(light, constants)
+    expand(light, constants, profile=profile)
+    canonicalize(light, constants, version=version, metadata=metadata)
+    check(light, constants)
+    return graphs.complete(light, constants)
 
 
-def check(model: onnx.ModelProto) -> None:
-    """Runs the ONNX checker with strict shape inference, whatever the model's size.
+def check(light: onnx.ModelProto, constants: Mapping[str, Array]) -> None:
+    """Runs the ONNX checker with strict shape inference, whatever the weights' size.
+
+    Args:
+        light: a model without initializers; not changed.
+        constants: value of each initializer.
 
     Raises:
         ExportError: the model is not valid; holds the checker's reason.
     """
-    light = onnx.ModelProto()
-    light.CopyFrom(_without_weights(model))
-    for tensor in model.graph.initializer:
-        if _is_large(tensor):
-            light.graph.input.append(
-                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-        else:
-            light.graph.initializer.append(tensor)
+    small = {name: value for name, value in constants.items() if value.nbytes <= _EXTERNAL_BYTES}
+    model = graphs.complete(light, small)
+    for name, value in constants.items():
+        if name not in small:
+            dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
+            model.graph.input.append(helper.make_tensor_value_info(name, dtype, value.shape))
     try:
-        checker.check_model(light, full_check=True)
+        checker.check_model(model, full_check=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ExportError(f"the graph is not valid ONNX: {reason[0] if reason else error}") from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"the graph is not valid ONNX: {reason[0]}") from error
 
 
-def write(model: onnx.ModelProto, path: str | os.PathLike[str]) -> list[Path]:
+def write(
+    model: onnx.ModelProto, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> list[Path]:
     """Writes a model; one too large for a single file gets its weights in `NAME.onnx.data`.
 
     A file that was there before is replaced only once the new one is complete.
@@ -80,71 +89,46 @@ def write(model: onnx.ModelProto, path: str | os.PathLike[str]) -> list[Path]:
     Args:
         model: not changed.
         path: the `.onnx` file.
+        overwrite: whether existing files may be replaced.
 
     Returns:
         The files written, the model's first.
 
     Raises:
+        UsageError: a file exists and `overwrite` is false.
         ExportError: a file can't be written.
     """
     target = Path(path)
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     data = target.with_name(f"{target.name}.data") if size > SINGLE_FILE_BYTES else None
-    partial = target.with_name(f".{target.name}.partial")
-    partial_data = target.with_name(f".{target.name}.data.partial")
-    try:
+    with ExitStack() as files:
+        partial = files.enter_context(replacing(target, overwrite))
         if data is not None:
+            partial_data = files.enter_context(replacing(data, overwrite))
             model = _externalized(model, partial_data, data.name)
         partial.write_bytes(model.SerializeToString(deterministic=True))
-        if data is not None:
-            os.replace(partial_data, data)
-        os.replace(partial, target)
-    except OSError as error:
-        raise ExportError(f"can't write: {error.strerror or error}", where=str(target)) from error
-    finally:
-        for leftover in (partial, partial_data):
-            leftover.unlink(missing_ok=True)
     return [target] if data is None else [target, data]
 
 
 def _externalized(model: onnx.ModelProto, data: Path, location: str) -> onnx.ModelProto:
-    result = _without_weights(model)
+    """Writes the large initializers to `data`; a model that refers to them at `location`."""
+    result = graphs.without_initializers(model)
     with data.open("wb") as file:
         for tensor in model.graph.initializer:
             entry = result.graph.initializer.add()
-            if not _is_large(tensor):
+            if len(tensor.raw_data) <= _EXTERNAL_BYTES:
                 entry.CopyFrom(tensor)
                 continue
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
             offset = file.tell()
-            file.write(tensor.raw_data)
+            length = file.write(tensor.raw_data)
             entry.name, entry.data_type = tensor.name, tensor.data_type
             entry.dims.extend(tensor.dims)
             entry.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (
                 ("location", location),
                 ("offset", str(offset)),
-                ("length", str(len(tensor.raw_data))),
+                ("length", str(length)),
             ):
                 entry.external_data.add(key=key, value=value)
     return result
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the initializers; never holds them even for a moment."""
-    result = onnx.ModelProto(
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        opset_import=model.opset_import,
-        metadata_props=model.metadata_props,
-    )
-    result.graph.name = model.graph.name
-    graphs.replace_all(result.graph.node, model.graph.node)
-    graphs.replace_all(result.graph.input, model.graph.input)
-    graphs.replace_all(result.graph.output, model.graph.output)
-    return result
-
-
-def _is_large(tensor: onnx.TensorProto) -> bool:
-    return len(tensor.raw_data) > _EXTERNAL_BYTES

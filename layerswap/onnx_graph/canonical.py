@@ -7,103 +7,124 @@ from the outputs, and everything between the inputs and the outputs is named by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
+from onnx import numpy_helper
 
 from layerswap.onnx_graph import graphs
+from layerswap.records import Array
 
 PRODUCER = "layerswap"
-# Larger initializers are compared neither for sharing nor in memory.
+# Up to this size constants are compared by value.
 _SHARED_BYTES = 65_536
 
 
 def canonicalize(
-    model: onnx.ModelProto, *, version: str = "", metadata: Mapping[str, str] | None = None
-) -> onnx.ModelProto:
-    """The same computation with order and names that depend on nothing else.
+    light: onnx.ModelProto,
+    constants: dict[str, Array],
+    *,
+    version: str = "",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Gives the same computation an order and names that depend on nothing else.
 
-    Names of graph inputs and outputs stay. Dead nodes, unused initializers and opset imports,
-    intermediate shapes and documentation of the graph go.
+    Names of graph inputs and outputs stay. Dead nodes, unused constants and opset imports,
+    shapes of inner tensors and documentation of the graph go. Node documentation stays.
 
     Args:
-        model: not changed.
+        light: a graph without initializers; changed in place.
+        constants: value of each initializer; comes out renamed and in order of use.
         version: producer version to write.
         metadata: properties to write, sorted by key.
     """
-    result = onnx.ModelProto(
-        ir_version=model.ir_version, producer_name=PRODUCER, producer_version=version
-    )
-    result.graph.CopyFrom(model.graph)
-    graph = result.graph
+    graph = light.graph
+    public = {value.name: value.name for value in (*graph.input, *graph.output)}
+    namer = _Namer(public)
+    namer.graph(graph, dict(public), constants)
     graph.name = PRODUCER
     graph.doc_string = ""
-    public = [value.name for value in (*graph.input, *graph.output)]
-    _Namer(public).graph(graph, {name: name for name in public})
     _rename_axes(graph)
-    domains = set(_domains(graph))
-    for entry in sorted(model.opset_import, key=lambda entry: entry.domain):
-        if entry.domain in domains:
-            result.opset_import.add(domain=entry.domain, version=entry.version)
+    light.doc_string = light.domain = ""
+    light.ClearField("model_version")
+    light.producer_name, light.producer_version = PRODUCER, version
+    versions = {entry.domain: entry.version for entry in light.opset_import}
+    used = set(_domains(graph))
+    del light.opset_import[:], light.metadata_props[:]
+    for domain in sorted(used & versions.keys()):
+        light.opset_import.add(domain=domain, version=versions[domain])
     for key, value in sorted((metadata or {}).items()):
-        result.metadata_props.add(key=key, value=value)
-    return result
+        light.metadata_props.add(key=key, value=value)
 
 
 class _Namer:
-    """Orders and renames a graph and, with the same counters, the bodies in it."""
+    """Orders and renames a graph and, with the same counter, the bodies in it."""
 
-    def __init__(self, public: Iterable[str]) -> None:
+    def __init__(self, public: Mapping[str, str]) -> None:
         self._taken = set(public)
         self._tensors = 0
         self._nodes = 0
 
-    def graph(self, graph: onnx.GraphProto, names: dict[str, str]) -> None:
-        """Rewrites `graph` in place; `names` maps the tensors that are visible so far."""
-        del graph.value_info[:]
-        shared = _shared(graph.initializer)
-        ordered = _depth_first(graph)
-        initializers = {tensor.name: tensor for tensor in graph.initializer}
-        kept = []
+    def graph(
+        self, graph: onnx.GraphProto, names: dict[str, str], constants: dict[str, Array]
+    ) -> None:
+        """Rewrites a graph in place.
 
-        def new_name(old: str) -> str:
-            # An initializer gets its name, and its place, where it is first used.
-            old = shared.get(old, old)
-            if old not in names:
-                names[old] = self._tensor("w" if old in initializers else "t")
-            if old in initializers and initializers[old] is not None:
-                kept.append(initializers.pop(old))
-                kept[-1].name = names[old]
+        Args:
+            graph: the main graph, or a body.
+            names: new name of each tensor that is visible so far; extended.
+            constants: the graph's own; come out renamed and in order of use.
+        """
+        # A constant that is itself an output keeps its own name.
+        shared = {n: first for n, first in _shared(constants).items() if n not in names}
+        used: dict[str, Array] = {}
+
+        def rename(old: str) -> str:
+            # A constant gets its name, and its place, where it is first used.
+            first = shared.get(old, old)
+            if first not in names:
+                names[first] = self._next("w" if first in constants else "t")
+            if first in constants:
+                used.setdefault(names[first], constants[first])
+            names[old] = names[first]
             return names[old]
 
+        ordered = _depth_first(graph)
         for node in ordered:
             node.name = f"{node.op_type}_{self._nodes}"
             self._nodes += 1
             graphs.replace_all(node.attribute, sorted(node.attribute, key=lambda a: a.name))
-            for i, name in enumerate(node.input):
-                node.input[i] = new_name(name) if name else ""
+            graphs.replace_all(node.input, [rename(n) if n else "" for n in node.input])
             for body in graphs.subgraphs(node):
                 for name in graphs.outer_reads(body):
-                    new_name(name)
-                self._body(body, {**names, **{o: names[n] for o, n in shared.items()}})
-            for i, name in enumerate(node.output):
-                node.output[i] = new_name(name) if name else ""
+                    rename(name)
+                self._body(body, dict(names))
+            graphs.replace_all(node.output, [rename(n) if n else "" for n in node.output])
         for value in graph.output:
-            value.name = new_name(value.name)
-        for tensor in kept:
-            tensor.doc_string = ""
+            value.name = rename(value.name)
         graphs.replace_all(graph.node, ordered)
-        graphs.replace_all(graph.initializer, kept)
+        del graph.value_info[:]
+        constants.clear()
+        constants.update(used)
 
     def _body(self, body: onnx.GraphProto, names: dict[str, str]) -> None:
         body.name = "body"
         body.doc_string = ""
         for value in body.input:
-            names[value.name] = self._tensor("t")
+            names[value.name] = self._next("t")
             value.name = names[value.name]
-        self.graph(body, names)
+        # What a body defines hides what it could see under that name.
+        own = [tensor.name for tensor in body.initializer]
+        own += [name for node in body.node for name in node.output]
+        for name in own:
+            names.pop(name, None)
+        constants = {t.name: numpy_helper.to_array(t) for t in body.initializer}
+        self.graph(body, names, constants)
+        graphs.replace_all(
+            body.initializer, [numpy_helper.from_array(v, n) for n, v in constants.items()]
+        )
 
-    def _tensor(self, prefix: str) -> str:
+    def _next(self, prefix: str) -> str:
         while True:
             name = f"{prefix}{self._tensors}"
             self._tensors += 1
@@ -111,19 +132,16 @@ class _Namer:
                 return name
 
 
-def _shared(initializers: Iterable[onnx.TensorProto]) -> dict[str, str]:
-    """Maps the names of repeated small initializers to the first of each kind."""
+def _shared(constants: Mapping[str, Array]) -> dict[str, str]:
+    """Maps the names of repeated constants to the first: equal small ones, and tied weights."""
     first: dict[tuple[object, ...], str] = {}
     result = {}
-    for tensor in initializers:
-        if len(tensor.raw_data) > _SHARED_BYTES:
-            continue
-        plain = onnx.TensorProto()
-        plain.CopyFrom(tensor)
-        plain.name = plain.doc_string = ""
-        key = (plain.SerializeToString(deterministic=True),)
-        if first.setdefault(key, tensor.name) != tensor.name:
-            result[tensor.name] = first[key]
+    for name, value in constants.items():
+        key: tuple[object, ...] = (id(value),)
+        if value.nbytes <= _SHARED_BYTES and not value.dtype.hasobject:
+            key = (value.dtype.str, value.shape, value.tobytes())
+        if first.setdefault(key, name) != name:
+            result[name] = first[key]
     return result
 
 
@@ -157,7 +175,7 @@ def _rename_axes(graph: onnx.GraphProto) -> None:
             size.dim_param = names.setdefault(old, f"{value.name}_{axis}")
 
 
-def _domains(graph: onnx.GraphProto) -> Iterable[str]:
+def _domains(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         yield "" if node.domain == "ai.onnx" else node.domain
         for body in graphs.subgraphs(node):

@@ -1,13 +1,18 @@
-"""Small helpers on ONNX protobufs that several modules of this room share."""
+"""What the modules of this room share: graphs without weights, and how to read them.
+
+A stage works in place on a *light* model and its `constants`: a `ModelProto` whose main graph
+has no initializers, and their values by name. Protobuf copies messages at every turn and ends
+at 2 GiB; arrays are only passed on.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from layerswap.records import Array
 
@@ -44,7 +49,7 @@ def use_counts(graph: onnx.GraphProto) -> Counter[str]:
     return counts
 
 
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Value of a node's attribute, or `default` where it has none."""
     for candidate in node.attribute:
         if candidate.name == name:
@@ -52,13 +57,45 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return default
 
 
-def replace_all(field: object, items: Iterable[object]) -> None:
+def replace_all(field: Any, items: Iterable[Any]) -> None:
     """Gives a repeated protobuf field new content."""
     kept = list(items)
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(kept)  # type: ignore[attr-defined]
+    del field[:]
+    field.extend(kept)
 
 
-def tensor(name: str, value: Array) -> onnx.TensorProto:
-    """A NumPy array as an initializer."""
-    return numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+def lighten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A light copy of a model, and its constants; the model stays as it is."""
+    light = without_initializers(model)
+    return light, {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def complete(light: onnx.ModelProto, constants: Mapping[str, Array]) -> onnx.ModelProto:
+    """A model with the constants as its initializers, in their order."""
+    model = without_initializers(light)
+    for name, value in constants.items():
+        tensor = model.graph.initializer.add()
+        if value.dtype.kind in "OSU":
+            tensor.CopyFrom(numpy_helper.from_array(value, name))
+            continue
+        tensor.name = name
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor.dims.extend(value.shape)
+        tensor.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+    return model
+
+
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model; its weights aren't held even for a moment."""
+    result = onnx.ModelProto(
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        opset_import=model.opset_import,
+        metadata_props=model.metadata_props,
+    )
+    result.graph.name = model.graph.name
+    result.graph.node.extend(model.graph.node)
+    result.graph.input.extend(model.graph.input)
+    result.graph.output.extend(model.graph.output)
+    return result

@@ -12,7 +12,7 @@ BatchNormalization with trivial statistics is the per-channel affine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -50,11 +50,11 @@ class GroupNorm:
     path: str
 
 
-@dataclass(slots=True)
-class Initializers:
+class Vectors:
     """Constants that the new nodes need, each stored once."""
 
-    tensors: dict[str, Array] = field(default_factory=dict)
+    def __init__(self, constants: dict[str, Array]) -> None:
+        self._constants = constants
 
     def full(self, size: int, value: float) -> str:
         """Name of a float32 vector of `size` times `value`."""
@@ -66,28 +66,28 @@ class Initializers:
 
     def _add(self, key: str, value: Array) -> str:
         name = f"{DOMAIN}/{key}"
-        self.tensors[name] = value
+        self._constants.setdefault(name, value)
         return name
 
 
-Profile = Callable[[GroupNorm, Initializers], list[onnx.NodeProto]]
+Profile = Callable[[GroupNorm, Vectors], list[onnx.NodeProto]]
 
 
-def portable(norm: GroupNorm, constants: Initializers) -> list[onnx.NodeProto]:
+def portable(norm: GroupNorm, vectors: Vectors) -> list[onnx.NodeProto]:
     """Four nodes where at most one axis besides the batch is dynamic, else five.
 
     Args:
         norm: the node to replace.
-        constants: takes the constants that the new nodes read.
+        vectors: takes the constants that the new nodes read.
     """
     flat, normal, restored = (f"{norm.y}/{part}" for part in ("flat", "normal", "restored"))
-    grouped = constants.integers(0, norm.groups, -1)
-    ones, zeros = constants.full(norm.groups, 1.0), constants.full(norm.groups, 0.0)
-    one, zero = constants.full(norm.channels, 1.0), constants.full(norm.channels, 0.0)
+    grouped = vectors.integers(0, norm.groups, -1)
+    ones, zeros = vectors.full(norm.groups, 1.0), vectors.full(norm.groups, 0.0)
+    one, zero = vectors.full(norm.channels, 1.0), vectors.full(norm.channels, 0.0)
     nodes: list[onnx.NodeProto] = []
     if norm.shape and norm.shape[1:].count(-1) <= 1:
         # Zero keeps the batch axis as it is, whatever it is; −1 is the one unknown axis.
-        back = constants.integers(0, norm.channels, *norm.shape[2:])
+        back = vectors.integers(0, norm.channels, *norm.shape[2:])
     else:
         back = f"{norm.y}/shape"
         nodes.append(helper.make_node("Shape", [norm.x], [back]))
@@ -111,11 +111,14 @@ def portable(norm: GroupNorm, constants: Initializers) -> list[onnx.NodeProto]:
 PROFILES: Mapping[str, Profile] = {"portable": portable}
 
 
-def expand(model: onnx.ModelProto, *, profile: str = "portable") -> onnx.ModelProto:
-    """The model with every GroupNorm node replaced; loop bodies and branches as well.
+def expand(
+    light: onnx.ModelProto, constants: dict[str, Array], *, profile: str = "portable"
+) -> None:
+    """Replaces every GroupNorm node, those in loop bodies and branches as well.
 
     Args:
-        model: not changed.
+        light: a graph without initializers; changed in place.
+        constants: value of each initializer; extended.
         profile: a key of `PROFILES`.
 
     Raises:
@@ -123,23 +126,16 @@ def expand(model: onnx.ModelProto, *, profile: str = "portable") -> onnx.ModelPr
     """
     if profile not in PROFILES:
         raise ExportError(f"unknown profile '{profile}'; there is {', '.join(PROFILES)}")
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    constants = Initializers()
-    _expand_graph(result.graph, PROFILES[profile], constants)
-    result.graph.initializer.extend(graphs.tensor(n, v) for n, v in constants.tensors.items())
-    imports = [entry for entry in result.opset_import if entry.domain != DOMAIN]
-    graphs.replace_all(result.opset_import, imports)
-    return result
+    _expand_graph(light.graph, PROFILES[profile], Vectors(constants))
 
 
-def _expand_graph(graph: onnx.GraphProto, profile: Profile, constants: Initializers) -> None:
+def _expand_graph(graph: onnx.GraphProto, profile: Profile, vectors: Vectors) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         for body in graphs.subgraphs(node):
-            _expand_graph(body, profile, constants)
+            _expand_graph(body, profile, vectors)
         if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
-            nodes += profile(_read(node), constants)
+            nodes += profile(_read(node), vectors)
         else:
             nodes.append(node)
     graphs.replace_all(graph.node, nodes)

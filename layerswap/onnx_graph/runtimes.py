@@ -18,9 +18,7 @@ class Runtime(Protocol):
     name: str
     version: str
 
-    def run(
-        self, path: str | os.PathLike[str], inputs: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs a file once.
 
         Args:
@@ -50,9 +48,7 @@ class OnnxRuntime:
         self._module = onnxruntime
         self.version: str = onnxruntime.__version__
 
-    def run(
-        self, path: str | os.PathLike[str], inputs: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Runtime.run`."""
         options = self._module.SessionOptions()
         options.log_severity_level = 4
@@ -72,9 +68,7 @@ class Reference:
     name = "reference"
     version: str = onnx.__version__
 
-    def run(
-        self, path: str | os.PathLike[str], inputs: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Runtime.run`."""
         from onnx.reference import ReferenceEvaluator
 
@@ -83,7 +77,7 @@ class Reference:
         except Exception as error:
             raise _load_error(self, path, error) from error
         names: list[str] = list(evaluator.output_names)
-        return _outputs(self, path, names, lambda: evaluator.run(None, dict(inputs)))
+        return _outputs(self, path, names, lambda: list(evaluator.run(None, dict(inputs))))
 
 
 _RUNTIMES: Mapping[str, Callable[[], Runtime]] = {
@@ -117,9 +111,7 @@ def _outputs(
         raise ExportError(message, where=os.fspath(path)) from error
 
 
-def _load_error(
-    runtime: Runtime, path: str | os.PathLike[str], error: Exception
-) -> LoadError:
+def _load_error(runtime: Runtime, path: str | os.PathLike[str], error: Exception) -> LoadError:
     message = f"{runtime.name} {runtime.version} can't load the file: {_reason(error)}"
     return LoadError(message, where=os.fspath(path))
 

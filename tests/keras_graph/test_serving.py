@@ -1,11 +1,11 @@
 """The affine form against the float64 oracle, and the signature against the model."""
 
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 import tf_keras
 
+import oracle
 from layerswap.errors import ExportError
 from layerswap.keras_graph.serving import affine_group_norm, serving_signature
 

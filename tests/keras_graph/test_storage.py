@@ -10,11 +10,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 import tf_keras
 
+import oracle
 from layerswap.errors import ExportError, LoadError, UsageError
 from layerswap.keras_graph import storage
 from layerswap.keras_graph.storage import is_revived, load, save
@@ -147,7 +147,8 @@ def test_round_trip(tmp_path, format):
         np.testing.assert_array_equal(other(x), model(x))
         assert type(other.get_layer("norm")) is tf_keras.layers.GroupNormalization
         assert isinstance(other.optimizer, tf_keras.optimizers.Adam)
-        assert other.optimizer.iterations.numpy() == 1
+        # tf_keras restores an optimizer's state from files, not from a SavedModel.
+        assert other.optimizer.iterations.numpy() == (format != "savedmodel")
         assert not is_revived(other)
         assert not any(is_revived(layer) for layer in other.layers)
 
@@ -167,8 +168,8 @@ def test_overwriting_twice(tmp_path, format):
     path, x = tmp_path / FORMATS[format], samples(3, 6)
     for seed in (0, 1, 2):
         model = small(seed=seed)
-        save(model, path, format, overwrite=True)
-        np.testing.assert_array_equal(load(path)(x), model(x))
+        save(model, path, format, overwrite=seed > 0)
+        np.testing.assert_array_equal(tf_keras.models.load_model(path)(x), model(x))
         assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
@@ -374,6 +375,55 @@ def test_a_lambda_as_an_activation(tmp_path):
     refusal(path, "code.*: dense")
 
 
+def with_operation(path, function, inbound):
+    """An `.h5` model with a layer that calls a TensorFlow function by name."""
+    x = tf_keras.Input((4,), name="x")
+    tf_keras.Model(x, tf.math.add(x, 1.0)).save(path)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        layer = json.loads(json.dumps(config["config"]["layers"][1]))
+        layer["name"] = layer["config"]["name"] = "operation"
+        layer["config"]["function"], layer["inbound_nodes"] = function, [inbound]
+        config["config"]["layers"].append(layer)
+        file.attrs["model_config"] = json.dumps(config)
+
+
+def test_a_layer_that_writes_a_file_while_it_is_loaded(tmp_path):
+    mark = tmp_path / "mark"
+    inbound = ["_CONSTANT_VALUE", -1, str(mark), {"contents": "x"}]
+    with_operation(tmp_path / "m.h5", "io.write_file", inbound)
+    refusal(tmp_path / "m.h5", "code.*: operation")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "load_op_library",
+        "compat.v1.write_file",
+        "compat.v1.gfile.Remove",
+        "raw_ops.WriteFile",
+        "data.Dataset",
+        "py_function",
+        "numpy_function",
+        "keras.models.load_model",
+        "io.read_file",
+    ],
+)
+def test_functions_that_reach_outside_the_model(tmp_path, function):
+    with_operation(tmp_path / "m.h5", function, ["x", 0, 0, {}])
+    refusal(tmp_path / "m.h5", "code.*: operation")
+
+
+@every_format
+def test_plain_operations_are_no_code(tmp_path, format):
+    x = tf_keras.Input((4,), name="x")
+    y = tf.transpose(tf.math.add(x, 1.0))[0]
+    y = tf.gather(tf.concat([tf.reshape(y, [-1]), tf.nn.relu(y)], 0), [0])
+    save(tf_keras.Model(x, y), tmp_path / FORMATS[format], format)
+    assert load(tmp_path / FORMATS[format])
+
+
 def test_a_saved_model_from_before_its_metadata_file(tmp_path):
     """TensorFlow 2.4 kept the metadata in saved_model.pb; the Lambda is found there, too."""
     from tensorflow.core.protobuf import saved_model_pb2
@@ -502,6 +552,8 @@ def test_keras_without_some_weights(tmp_path):
 def test_weights_that_tf_keras_never_looks_for(tmp_path):
     """It neither saves nor loads the weights of layers in nested lists, and says nothing."""
     model = small(Listed(name="listed"))
+    model.compile("sgd", "mse", metrics=[tf_keras.metrics.AUC()])  # their variables don't count
+    model.fit(samples(2, 6), np.ones((2, 2)), verbose=0)
     tf_keras.models.save_model(model, tmp_path / "m.keras")
     known = {"Listed": Listed}
     assert ".h5" in refusal(tmp_path / "m.keras", "lacks 4", custom_objects=known).hint
@@ -510,6 +562,40 @@ def test_weights_that_tf_keras_never_looks_for(tmp_path):
     save(model, tmp_path / "n.h5", "h5")
     x = samples(3, 6)
     np.testing.assert_array_equal(load(tmp_path / "n.h5", custom_objects=known)(x), model(x))
+
+
+def test_adapted_bins_that_tf_keras_would_drop(tmp_path):
+    """A `.keras` file loses them without a word; the other formats keep them."""
+    layer = tf_keras.layers.Discretization(num_bins=4, name="bins")
+    values = np.arange(100.0).reshape(-1, 1)
+    layer.adapt(values)
+    x = tf_keras.Input((1,), name="x")
+    model = tf_keras.Model(x, layer(x))
+    with pytest.raises(ExportError, match="'bins'"):
+        save(model, tmp_path / "m.keras", "keras")
+    save(model, tmp_path / "m.h5", "h5")
+    np.testing.assert_array_equal(load(tmp_path / "m.h5")(values), model(values))
+    fixed = tf_keras.layers.Discretization([10.0, 50.0])
+    model = tf_keras.Model(x, fixed(x))
+    save(model, tmp_path / "m.keras", "keras")
+    np.testing.assert_array_equal(load(tmp_path / "m.keras")(values), model(values))
+
+
+def test_a_layer_with_a_metric_of_its_own(tmp_path):
+    class Counting(tf_keras.layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.counter = tf_keras.metrics.Mean(name="counter")
+
+        def call(self, inputs):
+            self.add_metric(self.counter(inputs))
+            return inputs
+
+    model = small(Counting(name="counting"))
+    model.compile("sgd", "mse")
+    model.fit(samples(2, 6), samples(2, 4), verbose=0)
+    save(model, tmp_path / "m.keras", "keras")
+    assert load(tmp_path / "m.keras", custom_objects={"Counting": Counting})
 
 
 def test_saved_model_without_variables(tmp_path):
@@ -567,17 +653,15 @@ def test_a_dataset_that_claims_to_be_enormous(tmp_path, format):
     refusal(path, "bomb")
 
 
-def test_large_honest_weights_are_no_bomb(tmp_path):
-    x = tf_keras.Input((2000,))
-    model = tf_keras.Model(x, tf_keras.layers.Dense(9000, kernel_initializer="zeros")(x))
-    save(model, tmp_path / "m.keras", "keras")
+def test_a_compressed_archive_is_no_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_ALLOWANCE", 0)
+    save(small(), tmp_path / "m.keras", "keras")
     with zipfile.ZipFile(tmp_path / "m.keras") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(tmp_path / "m.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    with pytest.raises(LoadError, match="bomb"):  # all zeros is the one honest exception
-        load(tmp_path / "m.keras")
+    assert load(tmp_path / "m.keras").name == "small"
 
 
 # --- Keras 3 --------------------------------------------------------------------------------
@@ -743,7 +827,7 @@ def failing_after(function, error):
 
 @every_format
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), MemoryError()]
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_failure_midway(tmp_path, monkeypatch, format, error, existing):

@@ -1,0 +1,66 @@
+"""What tf2onnx 1.17 leaves slow or outside of the standard, put right."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from layerswap.onnx_graph import graphs
+from layerswap.records import Array
+
+# Those whose axes are an input, at opset 13 or 18.
+_REDUCTIONS = frozenset(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"))
+
+
+def repair(light: onnx.ModelProto, constants: dict[str, Array]) -> None:
+    """Applies every repair to the main graph.
+
+    Args:
+        light: a graph without initializers; changed in place.
+        constants: value of each initializer; extended.
+    """
+    producers = {name: node for node in light.graph.node for name in node.output}
+    for node in light.graph.node:
+        if node.op_type in _REDUCTIONS and node.input[0] in producers:
+            _reduce_in_place(node, producers[node.input[0]], constants)
+        elif node.op_type == "Resize":
+            _legal_resize(node, constants)
+
+
+def _reduce_in_place(
+    node: onnx.NodeProto, before: onnx.NodeProto, constants: dict[str, Array]
+) -> None:
+    """A reduction reads what lies before a Transpose: pooling needs no copy of its input.
+
+    Transpose → ReduceMean(axes)  ⇒  ReduceMean(the same axes, as they were before)
+    """
+    permutation = graphs.attribute(before, "perm")
+    axes = constants.get(node.input[1]) if len(node.input) > 1 else None
+    if before.op_type != "Transpose" or not isinstance(permutation, list) or axes is None:
+        return
+    moved = [permutation[axis] for axis in axes.tolist()]
+    rest = [axis for axis in permutation if axis not in moved]
+    if not moved or graphs.attribute(node, "keepdims", 1) != 0 or rest != sorted(rest):
+        return
+    name = f"{node.output[0]}/axes"
+    constants[name] = np.array(sorted(moved), np.int64)
+    graphs.replace_all(node.input, [before.input[0], name])
+
+
+def _legal_resize(node: onnx.NodeProto, constants: dict[str, Array]) -> None:
+    """`tf_half_pixel_for_nn` left the standard with opset 13; runtimes warn or refuse.
+
+    It takes the pixel at ⌊(i + ½)/s⌋. That is ⌊i/s⌋ where the scale s is a whole number, the
+    form that every runtime has, and otherwise (i + ½)/s − ½ rounded to nearest, ties up.
+    """
+    if graphs.attribute(node, "coordinate_transformation_mode") != b"tf_half_pixel_for_nn":
+        return
+    scales = constants.get(node.input[2]) if len(node.input) > 2 else None
+    whole = scales is not None and scales.size > 0 and bool((scales == np.round(scales)).all())
+    mode, rounding = ("asymmetric", "floor") if whole else ("half_pixel", "round_prefer_ceil")
+    changed = {"coordinate_transformation_mode": mode, "nearest_mode": rounding}
+    kept = [a for a in node.attribute if a.name not in changed]
+    graphs.replace_all(
+        node.attribute, [*kept, *(helper.make_attribute(k, v) for k, v in changed.items())]
+    )

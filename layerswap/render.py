@@ -1,0 +1,134 @@
+"""Records → text for people, JSON for machines."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from layerswap.records import Decision, Finding, Parity, Refusal, Report, Swap, SwapPlan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Wide enough for the plan's columns where there is no terminal to fit into.
+FILE_WIDTH = 160
+
+
+def render(report: Report, report_format: str, width: int | None = None) -> str:
+    """The report as `text` or `json`, with a newline at the end.
+
+    Args:
+        report: what a command found and did. The `plan` command's JSON is the plan itself.
+        report_format: `text` or `json`.
+        width: of the terminal, in columns; None where there is none.
+    """
+    if report_format == "json":
+        only_plan = report.command == "plan" and report.plan is not None
+        return f"{report.plan.to_json() if only_plan and report.plan else report.to_json()}\n"
+    parts = []
+    if report.plan is not None:
+        if report.command == "plan" or report.plan.refusals:
+            parts.append(_plan_table(report.plan, width))
+        parts.append(_plan_summary(report.plan))
+    parts += _findings(report.findings)
+    if report.transfer is not None:
+        log = report.transfer
+        parts.append(
+            f"variables: {len(log.copied)} copied, {len(log.fitted)} fitted, {len(log.fresh)} fresh"
+        )
+    if report.artifact is not None:
+        artifact = report.artifact
+        opset = f", opset {artifact.opset}" if artifact.opset else ""
+        parts.append(f"wrote {artifact.path} ({artifact.format}{opset}, {_size(artifact.bytes)})")
+        if artifact.reference:
+            parts.append(f"reference {artifact.reference}")
+    parts += [describe_parity(parity) for parity in report.parity]
+    if report.drift is not None:
+        parts.append(
+            f"drift from the BN model on random noise: relative error "
+            f"{report.drift.relative_error:.3g} (on your data it is another; measure it there)"
+        )
+    if report.seconds:
+        spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.seconds.items())
+        parts.append(f"time: {spent}")
+    return "\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def describe_parity(parity: Parity) -> str:
+    """One line: the runtime, the largest differences and what was tolerated."""
+    limit = parity.tolerance
+    verdict = "reproduces the Keras model" if parity.ok else "DIFFERS from the Keras model"
+    batches = " and ".join(str(size) for size in parity.batches)
+    return (
+        f"{parity.runtime} {verdict} at batch size {batches}: largest difference "
+        f"{parity.max_absolute:.3g}, relative {parity.max_relative:.3g} "
+        f"(tolerance {limit.absolute:g} + {limit.relative:g} of the output's largest value)"
+    )
+
+
+def _plan_table(plan: SwapPlan, width: int | None) -> str:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not plan.decisions:
+        return ""
+    table: Table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", overflow="fold", no_wrap=False)
+    table.add_column("class", overflow="fold")
+    for name in ("channels", "groups", "per group", "elements", "epsilon"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("decision", no_wrap=True)
+    table.add_column("reason", overflow="fold", ratio=1)
+    for decision in plan.decisions:
+        # Text, not str: brackets in a path are not markup.
+        table.add_row(*(Text(cell) for cell in _row(decision)))
+    out = io.StringIO()
+    Console(file=out, width=width or FILE_WIDTH, no_color=True, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _row(decision: Decision) -> Sequence[str]:
+    site = decision.site
+    channels = "?" if site.channels is None else str(site.channels)
+    start = (site.path, site.class_name, channels)
+    if isinstance(decision, Swap):
+        elements = decision.elements_per_group
+        return (
+            *start,
+            str(decision.groups),
+            str(decision.channels_per_group),
+            "dynamic" if elements is None else str(elements),
+            f"{decision.config['epsilon']:.4g}",
+            "swap",
+            "; ".join(note.message for note in decision.notes),
+        )
+    code = f" [{decision.code}]" if isinstance(decision, Refusal) else ""
+    return (*start, "", "", "", "", decision.kind, decision.reason + code)
+
+
+def _plan_summary(plan: SwapPlan) -> str:
+    if not plan.decisions:
+        return f"{plan.source}: no BatchNormalization; there is nothing to swap"
+    counts = f"{len(plan.swaps)} to swap, {len(plan.skips)} skipped, {len(plan.refusals)} refused"
+    return f"{plan.source}: {len(plan.decisions)} BatchNormalization layers: {counts}"
+
+
+def _findings(findings: Sequence[Finding]) -> list[str]:
+    """One line per code: a model of 200 layers would otherwise say the same 200 times."""
+    by_code: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.severity != "info":
+            by_code.setdefault(finding.code, []).append(finding)
+    lines = []
+    for code, group in by_code.items():
+        first = group[0]
+        more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
+        hint = f" {first.hint}" if first.hint else ""
+        lines.append(f"{first.severity} [{code}] {first.where}{more}: {first.message}.{hint}")
+    return lines
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

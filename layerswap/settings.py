@@ -1,0 +1,93 @@
+"""The policy from files and the command line: `layerswap.toml`, `[tool.layerswap]`, options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from layerswap.errors import LoadError, PolicyError
+from layerswap.policy import Policy
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+OWN_FILE = "layerswap.toml"
+SHARED_FILE = "pyproject.toml"
+# Two ways to say the same: the higher layer's replaces the lower one's.
+_SIZES = ("groups", "channels_per_group")
+
+
+def read_policy(options: Mapping[str, Any], config: str | None, folder: Path) -> Policy:
+    """The policy that follows from the options over the given file over the discovered one.
+
+    Args:
+        options: fields that the command line sets.
+        config: a TOML file named by the user, or None.
+        folder: where `layerswap.toml`, or else `pyproject.toml`, is looked for.
+
+    Raises:
+        PolicyError: a field is unknown or its value is wrong.
+        LoadError: a file can't be read or isn't TOML.
+    """
+    fields: dict[str, Any] = {}
+    for layer in (_discover(folder), _read(Path(config)) if config else {}, dict(options)):
+        if any(size in layer for size in _SIZES):
+            for size in _SIZES:
+                fields.pop(size, None)
+        fields |= layer
+    return Policy(**fields)
+
+
+def parse_value(text: str) -> Any:
+    """A value as the command line gives it: JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def parse_overrides(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Pattern → fields from `--overrides PATTERN JSON`.
+
+    Raises:
+        PolicyError: the second isn't a JSON object.
+    """
+    overrides: dict[str, Any] = {}
+    for pattern, text in pairs:
+        fields = parse_value(text)
+        if not isinstance(fields, dict):
+            raise PolicyError(
+                f"overrides: {text!r} is not a JSON object",
+                hint="""For example: --overrides 'block1/**' '{"groups": 8}'""",
+            )
+        overrides[pattern] = fields
+    return overrides
+
+
+def _discover(folder: Path) -> dict[str, Any]:
+    for name in (OWN_FILE, SHARED_FILE):
+        if (folder / name).is_file():
+            return _read(folder / name)
+    return {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"can't be read: {error.strerror or error}", where=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LoadError(f"is not valid TOML: {error}", where=str(path)) from error
+    if path.name == SHARED_FILE:
+        tables = tables.get("tool", {}).get("layerswap", {})
+    try:
+        Policy(**tables)
+    except PolicyError as error:
+        error.where = str(path)
+        raise
+    return tables

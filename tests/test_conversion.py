@@ -1,0 +1,444 @@
+"""The swap as a whole, against an oracle that runs the original model in another way.
+
+The oracle replaces what BatchNormalization computes, in the *original* model, by NumPy float64:
+group sizes, epsilon and fit are derived anew from the definitions. It shares no code with the
+walk, the rules or the transfer.
+"""
+
+import contextlib
+
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+import tf_keras
+import zoo
+from tf_keras import layers
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
+
+import layerswap as ls
+from layerswap.errors import (
+    ExportError,
+    IndivisibleChannelsError,
+    LayerswapError,
+    PolicyError,
+    UnsupportedModelError,
+    UsageError,
+)
+
+SAVED = {"keras": "m.keras", "h5": "m.h5", "savedmodel": "m"}
+
+
+def naive_groups(channels, groups):
+    if groups != "auto":
+        return channels if groups == -1 else groups
+    legal = [g for g in range(1, 33) if channels % g == 0 and channels // g >= 16]
+    return max(legal, default=1)
+
+
+def oracle_call(groups, weights):
+    def call(layer, inputs, training=None, mask=None):
+        x = np.asarray(inputs, np.float64)
+        axis = layer.axis[0]
+        mean, variance = (
+            np.asarray(v, np.float64) for v in (layer.moving_mean, layer.moving_variance)
+        )
+        gamma = np.ones_like(mean) if layer.gamma is None else np.asarray(layer.gamma, np.float64)
+        beta = np.zeros_like(mean) if layer.beta is None else np.asarray(layer.beta, np.float64)
+        count = naive_groups(mean.size, groups)
+        epsilon = layer.epsilon
+        if weights == "match":
+            grouped = mean.reshape(count, -1)
+            spread = (grouped - grouped.mean(1, keepdims=True)) ** 2
+            epsilon = max(1e-3, (variance.reshape(count, -1) + spread).mean())
+            gamma, beta = oracle.affine_match(
+                gamma, beta, mean, variance, layer.epsilon, count, epsilon
+            )
+        if weights == "reset":
+            gamma, beta = np.ones_like(mean), np.zeros_like(mean)
+        out = oracle.group_norm(x, count, gamma, beta, epsilon, axis=axis)
+        return tf.constant(out, inputs.dtype)
+
+    return call
+
+
+@contextlib.contextmanager
+def batchnorm_as(call):
+    """Within the block every BatchNormalization computes `call`."""
+    stock = BatchNormalizationBase.call
+    BatchNormalizationBase.call = call
+    try:
+        yield
+    finally:
+        BatchNormalizationBase.call = stock
+
+
+def truth(model, x, groups="auto", weights="match"):
+    with batchnorm_as(tf.autograph.experimental.do_not_convert(oracle_call(groups, weights))):
+        # TimeDistributed runs its layer in the same way whatever the batch.
+        return tf.nest.map_structure(np.asarray, model(x, training=False))
+
+
+def assert_close(got, expected, tolerance=2e-5):
+    got, expected = tf.nest.flatten(got), tf.nest.flatten(expected)
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max())
+
+
+def values(model):
+    return [(v.name, np.asarray(v).tobytes()) for v in model.weights]
+
+
+def batchnorms(model):
+    return [m for m in model.submodules if isinstance(m, BatchNormalizationBase)]
+
+
+def groupnorms(model):
+    return [m for m in model.submodules if isinstance(m, layers.GroupNormalization)]
+
+
+@pytest.mark.parametrize("weights", ["match", "copy", "reset"])
+@pytest.mark.parametrize("name", zoo.BUILDERS)
+def test_every_model_equals_the_oracle(name, weights):
+    model = zoo.build(name)
+    x = zoo.sample(model)
+    before, original = values(model), tf.nest.map_structure(np.asarray, model(x))
+    count = len({id(m) for m in batchnorms(model)})
+    expected = truth(model, x, weights=weights)
+
+    converted = ls.swap(model, weights=weights)
+
+    assert converted.source is model
+    assert values(model) == before, "the input model was changed"
+    assert_close(model(x), original, 0.0)
+    assert batchnorms(converted.model) == []
+    assert len({id(m) for m in groupnorms(converted.model)}) == count
+    assert all(type(m) is layers.GroupNormalization for m in groupnorms(converted.model))
+    assert_close(converted.model(x), expected)
+    assert_close(converted.model.predict(x, verbose=0), expected)
+
+
+@pytest.mark.parametrize("name", zoo.BUILDERS)
+def test_names_order_flags_and_structure_are_carried(name):
+    model = zoo.build(name)
+    converted = ls.swap(model).model
+    for one, other in zip(
+        model._flatten_layers(include_self=True),
+        converted._flatten_layers(include_self=True),
+        strict=True,
+    ):
+        assert (one.name, one.trainable, one.dtype_policy.name) == (
+            other.name,
+            other.trainable,
+            other.dtype_policy.name,
+        )
+    assert model.name == converted.name
+    assert getattr(model, "input_names", None) == getattr(converted, "input_names", None)
+    assert getattr(model, "output_names", None) == getattr(converted, "output_names", None)
+    assert tf.nest.map_structure(lambda t: t.shape, model.output) == tf.nest.map_structure(
+        lambda t: t.shape, converted.output
+    )
+
+
+@pytest.mark.parametrize("name", zoo.BUILDERS)
+def test_the_log_accounts_for_every_variable(name):
+    model = zoo.build(name)
+    converted = ls.swap(model)
+    log = converted.transfer
+    paths = [*log.copied, *log.fitted, *log.fresh]
+    assert len(paths) == len(set(paths)) == len(converted.model.weights)
+    assert log.fresh == ()
+    assert len(log.fitted) == 2 * len({id(m) for m in groupnorms(converted.model)})
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("name", ["nested_used_twice", "residual", "several_inputs_and_outputs", "dictionaries"])
+def test_files_reload_with_plain_keras(name, kind, tmp_path):
+    model = zoo.build(name)
+    model.compile("adam", "mse")
+    converted = ls.swap(model)
+    artifact = ls.export(converted, tmp_path / SAVED[kind])
+    assert artifact.parity.ok
+    again = tf_keras.models.load_model(artifact.path)
+    x = zoo.sample(model)
+    assert_close(again(x), converted.model(x), 1e-6)
+    assert batchnorms(again) == []
+
+
+def test_what_the_source_couldn_t_be_saved_as_either_is_refused(tmp_path):
+    model = zoo.build("nested")  # has layers of one name in one branch, which .h5 can't tell apart
+    for one in (model, ls.swap(model)):
+        with pytest.raises(ExportError, match="name already exists"):
+            ls.export(one, tmp_path / "m.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_swap_changes_nothing():
+    first = ls.swap(zoo.build("residual"))
+    second = ls.swap(first.model)
+    assert second.plan.decisions == ()
+    assert values(second.model) == values(first.model)
+
+
+@pytest.mark.parametrize("name", ["residual", "shared_layer", "nested", "time_distributed_model"])
+def test_in_place_turns_the_given_model(name):
+    model, reference = zoo.build(name), zoo.build(name)
+    x = zoo.sample(model)
+    model.compile("sgd", "mse")
+    model.predict(x, verbose=0)  # leaves a traced function behind
+    converted = ls.swap(model, inplace=True)
+    assert converted.model is model
+    assert converted.source is None
+    expected = ls.swap(reference).model(x)
+    assert_close(model(x), expected, 1e-6)
+    assert_close(model.predict(x, verbose=0), expected, 1e-5)
+
+
+def test_compile_configuration_and_optimizer_state_are_carried():
+    model = zoo.build("residual")
+    metrics = ["mae", tf_keras.metrics.MeanSquaredError(name="mine")]
+    model.compile(tf_keras.optimizers.Adam(3e-3), "mse", metrics=metrics, loss_weights=[0.5])
+    x, y = np.asarray(zoo.sample(model, 8)), np.zeros((8, 5), np.float32)
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    before = values(model)
+    slots = [np.asarray(v) for v in model.optimizer.variables]
+
+    converted = ls.swap(model).model
+
+    assert converted.optimizer is not model.optimizer
+    assert converted.optimizer.get_config() == model.optimizer.get_config()
+    assert int(converted.optimizer.iterations) == int(model.optimizer.iterations) == 4
+    # `fit` made the old slots, below the optimizer's name: Adam/m/conv2d/kernel:0
+    kept = {v.name: np.asarray(v) for v in converted.optimizer.variables}
+    for variable in model.optimizer.variables:
+        name = variable.name.removeprefix("Adam/")
+        if "kernel" in name:
+            assert kept[name].any()
+            np.testing.assert_array_equal(kept[name], np.asarray(variable))
+        elif "gamma" in name:
+            assert not kept[name].any()
+    assert [m.name for m in converted.metrics] == [m.name for m in model.metrics]
+    assert converted.loss == model.loss
+    converted.fit(x, y, batch_size=4, verbose=0)
+    converted.evaluate(x, y, verbose=0)
+    assert values(model) == before
+    after = [np.asarray(v) for v in model.optimizer.variables]
+    assert all(np.array_equal(a, b) for a, b in zip(after, slots, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "legacy", "scaled"])
+def test_other_optimizers_are_carried(optimizer):
+    made = {
+        "sgd": lambda: tf_keras.optimizers.SGD(0.1, momentum=0.9),
+        "legacy": lambda: tf_keras.optimizers.legacy.Adam(0.01),
+        "scaled": lambda: tf_keras.mixed_precision.LossScaleOptimizer(tf_keras.optimizers.Adam()),
+    }[optimizer]()
+    model = zoo.build("rank_2")
+    model.compile(made, "mse")
+    x, y = np.asarray(zoo.sample(model, 4)), np.zeros((4, 3), np.float32)
+    model.fit(x, y, verbose=0)
+    converted = ls.swap(model).model
+    assert int(converted.optimizer.iterations) == 1
+    assert type(converted.optimizer) is type(made)
+    converted.fit(x, y, verbose=0)
+
+
+def test_a_matched_model_trains():
+    model = zoo.build("residual")
+    model.compile("adam", "mse")
+    converted = ls.swap(model).model
+    x, y = np.asarray(zoo.sample(model, 4)), np.ones((4, 5), np.float32)
+    history = converted.fit(x, y, batch_size=2, epochs=30, verbose=0).history["loss"]
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_every_field_reaches_the_layer():
+    model = zoo.build("sequential")
+    converted = ls.swap(
+        model,
+        groups=8,
+        epsilon=0.25,
+        weights="reset",
+        gamma_initializer=tf_keras.initializers.Constant(0.5),
+        beta_initializer="ones",
+        gamma_regularizer=tf_keras.regularizers.L2(0.1),
+        beta_regularizer="l1",
+        gamma_constraint="non_neg",
+        beta_constraint={"class_name": "MaxNorm", "config": {"max_value": 100.0}},
+    )
+    (layer,) = groupnorms(converted.model)
+    assert (layer.groups, layer.epsilon, layer.axis) == (8, 0.25, 3)
+    assert isinstance(layer.gamma_regularizer, tf_keras.regularizers.L2)
+    assert isinstance(layer.beta_regularizer, tf_keras.regularizers.L1)
+    assert isinstance(layer.gamma_constraint, tf_keras.constraints.NonNeg)
+    assert isinstance(layer.beta_constraint, tf_keras.constraints.MaxNorm)
+    np.testing.assert_array_equal(layer.gamma, 0.5)
+    np.testing.assert_array_equal(layer.beta, 1.0)
+    assert len(converted.model.losses) == 2
+    assert [path.rpartition("/")[2] for path in converted.transfer.fresh] == ["gamma", "beta"]
+
+
+def test_center_and_scale_off():
+    (layer,) = groupnorms(
+        ls.swap(zoo.build("sequential"), weights="reset", center=False, scale=False).model
+    )
+    assert layer.weights == []
+
+
+def test_include_exclude_and_overrides():
+    model = zoo.build("nested")
+    x = zoo.sample(model)
+    converted = ls.swap(model, exclude="middle/**", overrides={"norm": {"groups": 4}})
+    assert [s.site.path for s in converted.plan.swaps] == ["norm"]
+    assert len(batchnorms(converted.model)) == 2
+    (layer,) = groupnorms(converted.model)
+    assert layer.groups == 4
+    assert np.isfinite(converted.model(x)).all()
+
+
+def test_paths_of_nested_layers():
+    plan = ls.plan(zoo.build("nested"))
+    assert [d.site.path for d in plan.decisions] == [
+        "middle/inner/norm",
+        "middle/norm",
+        "norm",
+    ]
+
+
+def test_calls_are_counted():
+    assert [d.site.calls for d in ls.plan(zoo.build("shared_layer")).decisions] == [2]
+    assert [d.site.calls for d in ls.plan(zoo.build("nested_used_twice")).decisions] == [2]
+
+
+def test_indivisible_layers_are_all_listed_and_nothing_is_changed():
+    model = zoo.build("depthwise")
+    before = values(model)
+    with pytest.raises(IndivisibleChannelsError) as caught:
+        ls.swap(model, groups=5, inplace=True)
+    assert "dw_bn" in str(caught.value)
+    assert "1, 2, 3, 4, 6, 8, 12, 24" in str(caught.value)
+    assert values(model) == before
+    assert len(batchnorms(model)) == 2
+
+
+def test_a_name_that_keras_doesn_t_know_changes_nothing():
+    model = zoo.build("sequential")
+    with pytest.raises(PolicyError, match="batch_normalization"):
+        ls.swap(model, weights="reset", gamma_initializer="no_such", inplace=True)
+    assert len(batchnorms(model)) == 1
+
+
+class Holder(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bns = [layers.BatchNormalization(), {"deep": layers.BatchNormalization()}]
+
+    def call(self, x, training=None):
+        return self.bns[1]["deep"](self.bns[0](x, training=training), training=training)
+
+
+class Subclassed(tf_keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.holder = Holder()
+        self.head = tf_keras.Sequential([layers.Dense(4), layers.BatchNormalization(name="norm")])
+
+    def call(self, x, training=None):
+        return self.head(self.holder(x, training=training), training=training)
+
+
+class Doubling(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training)
+
+
+def refusal_codes(model, **fields):
+    plan = ls.plan(model, **fields)
+    with pytest.raises(UnsupportedModelError) as caught:
+        ls.swap(model, **fields)
+    for refusal in plan.refusals:
+        assert refusal.site.path in str(caught.value)
+    return {refusal.site.path: refusal.code for refusal in plan.refusals}
+
+
+def test_batchnorm_in_custom_code_is_found_and_refused():
+    model = Subclassed()
+    model(np.ones((2, 8), np.float32))
+    assert refusal_codes(model) == {
+        "holder/bns[0]": "custom-container",
+        "holder/bns[1][deep]": "custom-container",
+        "head/norm": "custom-container",
+    }
+
+
+def test_what_has_no_counterpart_is_refused():
+    inputs = layers.Input((4, 8))
+    x = layers.BatchNormalization(name="two_axes", axis=[1, 2])(inputs)
+    x = layers.BatchNormalization(name="renorm", renorm=True)(x)
+    x = Doubling(name="overridden")(x)
+    x = layers.Masking()(x)
+    x = layers.BatchNormalization(name="masked")(x)
+    assert refusal_codes(tf_keras.Model(inputs, x)) == {
+        "two_axes": "multiple-axes",
+        "renorm": "renorm",
+        "overridden": "overridden-call",
+        "masked": "masked",
+    }
+
+
+def test_an_unbuilt_model_is_refused():
+    model = tf_keras.Sequential([layers.Dense(4), layers.BatchNormalization(name="norm")])
+    assert refusal_codes(model) == {"norm": "unbuilt"}
+
+
+def test_nonfinite_weights_are_warned_of_and_refused():
+    model = zoo.build("residual")
+    model.get_layer("b").moving_variance.assign(np.full(32, np.nan))
+    plan = ls.plan(model)
+    assert "nonfinite-weights" in {finding.code for finding in plan.findings}
+    assert refusal_codes(model) == {"b": "nonfinite-weights"}
+    assert ls.swap(model, exclude="b").plan.ok
+
+
+def test_a_model_without_batchnorm():
+    model = tf_keras.Sequential([layers.Input((3,)), layers.Dense(2)])
+    assert ls.plan(model).decisions == ()
+    assert ls.plan(model).ok
+    assert values(ls.swap(model).model) == values(model)
+
+
+def test_a_model_that_can_t_be_copied_names_the_way_out():
+    model = zoo.build("rank_2")
+    model.generator = (i for i in range(3))
+    with pytest.raises(UnsupportedModelError, match="inplace=True"):
+        ls.swap(model)
+    assert batchnorms(ls.swap(model, inplace=True).model) == []
+
+
+@pytest.mark.parametrize("thing", [3, None, object(), layers.Dense(3)])
+def test_what_isn_t_a_model(thing):
+    with pytest.raises(UsageError, match="not a tf_keras model"):
+        ls.plan(thing)
+
+
+def test_a_policy_and_fields_exclude_each_other():
+    with pytest.raises(PolicyError, match="not both: groups"):
+        ls.plan(zoo.build("rank_2"), ls.Policy(), groups=4)
+
+
+def test_weights_and_names_of_deep_models_are_carried():
+    stack = [layers.Input((4,))]
+    for _ in range(150):
+        stack += [layers.Dense(4), layers.BatchNormalization()]
+    model = tf_keras.Sequential(stack)
+    converted = ls.swap(model)
+    assert len(converted.plan.swaps) == 150
+    assert len(converted.transfer.copied) == 300
+
+
+def test_errors_share_one_base():
+    for kind in (PolicyError, UnsupportedModelError, UsageError):
+        assert issubclass(kind, LayerswapError)
