@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,12 +124,16 @@ def _beside(target: Path) -> Path:
 
 
 def _replace_file(temporary: Path, target: Path) -> None:
-    # Some file systems report a full disk only here; after the rename it would be too late.
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
+    _flush(temporary)
     if target.exists():
         shutil.copymode(target, temporary)
     os.replace(temporary, target)
+
+
+def _flush(file: Path) -> None:
+    # Some file systems report a full disk only here; after the rename it would be too late.
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:
@@ -182,10 +186,34 @@ def staging(path: StrPath) -> Iterator[Path]:
         _remove(folder)
 
 
-def publish(staged: Path, target: StrPath) -> None:
-    """Moves a staged file into place, replacing what is there.
+def publish(files: Sequence[tuple[Path, StrPath]]) -> None:
+    """Moves staged files into place, all or none, replacing what is there.
+
+    Args:
+        files: the staged file and its place, the main file last: whoever sees it there finds
+            what belongs to it already in place.
 
     Raises:
         OSError: the file system refuses; `staging` turns it into an ExportError.
     """
-    _replace_file(staged, Path(os.path.realpath(target)))
+    moves = [(staged, Path(os.path.realpath(target))) for staged, target in files]
+    for staged, _ in moves:
+        _flush(staged)
+    try:
+        for staged, target in moves:
+            if target.exists():
+                shutil.copymode(target, staged)
+                os.replace(target, _aside(staged))
+            os.replace(staged, target)
+    except BaseException:
+        for staged, target in moves:
+            if _aside(staged).exists():
+                os.replace(_aside(staged), target)
+            elif not staged.exists():
+                target.unlink(missing_ok=True)
+        raise
+
+
+def _aside(staged: Path) -> Path:
+    """Where what a staged file replaces waits, should it have to come back."""
+    return staged.with_name(f"{staged.name}.old")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from layerswap.atomic import StrPath
 from layerswap.comparison import compare_parity, measure_drift
-from layerswap.errors import LoadError, ParityError
+from layerswap.errors import LoadError, ParityError, UsageError
 from layerswap.onnx_graph.runtimes import Runtime, open_runtime
 from layerswap.records import Finding, Parity, Report, Tolerance
 from layerswap.references import Reference, load_reference, reference_path, sha256_of
@@ -35,7 +35,7 @@ def verify(
         LoadError: the file or its reference can't be read.
         ParityError: the reference was made for another file.
         MissingExtraError: the runtime isn't installed.
-        UsageError: there is no such runtime.
+        UsageError: there is no such runtime, or a tolerance is negative.
     """
     report = report_parity(path, reference, runtime=runtime, absolute=absolute, relative=relative)
     for finding in report.findings:
@@ -56,6 +56,9 @@ def report_parity(
 
     A checksum that differs is an error finding in it, not an exception.
     """
+    for name, limit in (("absolute", absolute), ("relative", relative)):
+        if limit is not None and not limit >= 0:
+            raise UsageError(f"the {name} tolerance must be zero or above, not {limit}")
     opened = open_runtime(runtime)
     if not Path(path).is_file():
         raise LoadError("there is no such file", where=str(path))
@@ -79,9 +82,7 @@ def report_parity(
     drift = None
     if known.source_outputs is not None:
         drift = measure_drift(known.source_outputs, known.outputs)
-    return Report(
-        "verify", str(path), parity=(parity,), drift=drift, findings=tuple(findings)
-    )
+    return Report("verify", str(path), parity=(parity,), drift=drift, findings=tuple(findings))
 
 
 def measure_parity(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from layerswap.errors import LayerswapError, UsageError
+from layerswap.errors import ExportError, LayerswapError, UsageError
 
 if TYPE_CHECKING:
     from layerswap.policy import Policy
@@ -73,9 +73,7 @@ policy_options = _options(
         help="Other fields for some paths; the first match applies.",
     ),
     click.option("--weights", metavar="match|copy|reset", help="How γ and β are computed."),
-    click.option(
-        "--config", metavar="FILE", help="TOML with these fields; options win over it."
-    ),
+    click.option("--config", metavar="FILE", help="TOML with these fields; options win over it."),
 )
 
 load_options = _options(
@@ -169,7 +167,7 @@ def convert(
 ) -> int:
     """Load IN, swap every BatchNormalization, write OUT and prove that it computes the same."""
     policy = _policy(fields)
-    _check_report(output_file, force, source, target)
+    _check_report(output_file, force, source, target, f"{target}.ref.npz")
     try:
         with _progress(quiet) as say:
             from layerswap import conversion
@@ -230,7 +228,7 @@ def verify(
 ) -> int:
     """Run FILE.onnx on its reference inputs and compare with Keras; needs no TensorFlow."""
     del quiet
-    _check_report(output_file, force, artifact)
+    _check_report(output_file, force, artifact, reference or f"{artifact}.ref.npz")
     from layerswap import checking
 
     report = checking.report_parity(
@@ -330,7 +328,7 @@ def _check_report(output_file: str | None, force: bool, *others: str) -> None:
 
     taken = {os.path.realpath(other) for other in others}
     if os.path.realpath(output_file) in taken:
-        raise UsageError("the report would replace the model", where=output_file)
+        raise UsageError("the report would replace the model or its reference", where=output_file)
     check_target(output_file, force)
 
 
@@ -339,12 +337,25 @@ def _finish(report: Report, report_format: str, output_file: str | None, force: 
 
     if output_file is None:
         width = os.get_terminal_size().columns if sys.stdout.isatty() else None
-        click.echo(render(report, report_format, width), nl=False)
+        _print(render(report, report_format, width))
     else:
         from layerswap.atomic import replacing
 
         with replacing(output_file, force) as temporary:
-            temporary.write_text(render(report, report_format), encoding="utf-8")
+            # A file's name needs not be text; what can't be encoded is escaped.
+            temporary.write_text(render(report, report_format), "utf-8", "backslashreplace")
     return report.exit_code
 
 
+def _print(text: str) -> None:
+    try:
+        click.echo(text, nl=False)
+    except OSError as error:
+        # The interpreter would try once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else whoever reads has enough
+            raise ExportError(
+                f"the report can't be written: {error.strerror or error}",
+                where="standard output",
+                hint="Everything else is done. Free some space, or see --output-file.",
+            ) from error

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from layerswap import exporting, planning
-from layerswap.atomic import StrPath, check_target
+from layerswap.atomic import StrPath
 from layerswap.errors import PolicyError, UnsupportedModelError
 from layerswap.exporting import DEFAULT_OPSET, Converted, Format, Progress, export, require_keras
 from layerswap.policy import Policy
@@ -163,7 +163,7 @@ def convert(
     policy = _policy(policy, fields)
     require_keras()
     kind = format or exporting.format_of(target)
-    check_target(target, overwrite, folder=kind == "savedmodel")
+    exporting.check_output(target, kind, overwrite)
     if kind == "onnx" and verify:
         exporting.open_runtime()
     seconds: dict[str, float] = {}

@@ -82,12 +82,9 @@ def export(
     """
     require_keras()
     kind = format or format_of(path)
-    if kind not in SUFFIXES.values():
-        raise UsageError(f"unknown format '{kind}'; there is keras, h5, savedmodel, onnx")
-    check_target(path, overwrite, folder=kind == "savedmodel")
+    check_output(path, kind, overwrite)
     say = progress or (lambda stage: None)
     if kind == "onnx":
-        check_target(reference_path(path), overwrite)
         runtime = open_runtime() if verify else None
         return _export_onnx(model, path, opset, overwrite, runtime, keep_failed, say)
     return _export_keras(model, path, kind, overwrite, verify, say)
@@ -107,6 +104,26 @@ def format_of(path: StrPath) -> Format:
             hint="Use .keras, .h5, .onnx or no suffix (SavedModel), or say which with --format.",
         )
     return SUFFIXES[suffix]
+
+
+def check_output(path: StrPath, kind: Format, overwrite: bool) -> None:
+    """Says that an artifact couldn't be written before any work starts.
+
+    Raises:
+        UsageError: unknown format, a suffix that doesn't fit it, or the target exists.
+        ExportError: the folder is missing or can't be written to.
+    """
+    if kind not in SUFFIXES.values():
+        raise UsageError(f"unknown format '{kind}'; there is keras, h5, savedmodel, onnx")
+    if kind == "keras" and Path(path).suffix != ".keras":
+        raise UsageError(
+            "a file in the format keras needs the suffix .keras",
+            where=str(path),
+            hint="tf_keras reads it under no other.",
+        )
+    check_target(path, overwrite, folder=kind == "savedmodel")
+    if kind == "onnx":
+        check_target(reference_path(path), overwrite)
 
 
 def require_keras() -> None:
@@ -164,13 +181,13 @@ def _export_onnx(
             if not parity.ok:
                 kept = target.with_name(f"{target.name}.failed") if keep_failed else None
                 if kept:
-                    publish(files[0], kept)
+                    publish([(files[0], kept)])
                 raise _disparity(parity, target, kept)
-        check_target(target, overwrite)  # may have appeared meanwhile
         size = sum(file.stat().st_size for file in files)
-        # The model last: whoever sees it finds what belongs to it already in place.
-        for file in (*files[1:], beside, files[0]):
-            publish(file, target.with_name(file.name))
+        moves = [(file, target.with_name(file.name)) for file in (*files[1:], beside, files[0])]
+        for _, place in moves:
+            check_target(place, overwrite)  # may have appeared meanwhile
+        publish(moves)
     return Artifact(
         path=str(target),
         format="onnx",

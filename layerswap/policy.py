@@ -67,8 +67,7 @@ def _to_groups(value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and value != -1):
         raise ValueError(
-            "must be a positive integer, -1 (one group per channel) or 'auto', "
-            f"not {value!r}"
+            f"must be a positive integer, -1 (one group per channel) or 'auto', not {value!r}"
         )
     return value
 
@@ -178,7 +177,7 @@ class Policy(_Fields):
     overrides: dict[str, Override] = Field(default_factory=dict)
     weights: Weights = "match"
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -236,9 +235,7 @@ PARTS = tuple(
 def _none_removes(data: Any) -> Any:
     if not isinstance(data, Mapping):
         return data
-    return {
-        key: "none" if value is None and key in PARTS else value for key, value in data.items()
-    }
+    return {key: "none" if value is None and key in PARTS else value for key, value in data.items()}
 
 
 def _explain(error: ValidationError) -> PolicyError:

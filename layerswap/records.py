@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ SCHEMA_VERSION = 1
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
 Severity = Literal["error", "warning", "info"]
+
+# JSON has no infinite numbers; a string stands for one.
+_INFINITE: Mapping[str, str] = {"ser_json_inf_nan": "strings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +234,8 @@ class Tolerance:
     float32 runtime rounds sums of large terms, also where they cancel.
     """
 
+    __pydantic_config__: ClassVar = _INFINITE
+
     absolute: float
     relative: float
 
@@ -242,6 +247,8 @@ class Parity:
     `max_absolute` is the largest |a − b|; `max_relative` that over max|b|; `batches` the batch
     sizes compared.
     """
+
+    __pydantic_config__: ClassVar = _INFINITE
 
     runtime: str
     max_absolute: float
@@ -259,6 +266,8 @@ class Drift:
     `relative_error` is ‖GN − BN‖ / ‖BN‖ over all outputs; `argmax_agreement` the share of
     samples with the same arg-max, None where no output is a score vector.
     """
+
+    __pydantic_config__: ClassVar = _INFINITE
 
     relative_error: float
     argmax_agreement: float | None

@@ -35,7 +35,8 @@ def read_policy(options: Mapping[str, Any], config: str | None, folder: Path) ->
         LoadError: a file can't be read or isn't TOML.
     """
     fields: dict[str, Any] = {}
-    for layer in (_discover(folder), _read(Path(config)) if config else {}, dict(options)):
+    named = {} if config is None else _read(Path(config))
+    for layer in (_discover(folder), named, options):
         if any(size in layer for size in _SIZES):
             for size in _SIZES:
                 fields.pop(size, None)
@@ -78,13 +79,16 @@ def _discover(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LoadError(f"can't be read: {error.strerror or error}", where=str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LoadError(f"is not valid TOML: {error}", where=str(path)) from error
     if path.name == SHARED_FILE:
-        tables = tables.get("tool", {}).get("layerswap", {})
+        for name in ("tool", "layerswap"):
+            tables = tables.get(name, {})
+            if not isinstance(tables, dict):
+                raise PolicyError(f"{name} is not a table", where=str(path))
     try:
         Policy(**tables)
     except PolicyError as error:

@@ -220,10 +220,10 @@ def test_compile_configuration_and_optimizer_state_are_carried():
             np.testing.assert_array_equal(kept[name], np.asarray(variable))
         elif "gamma" in name:
             assert not kept[name].any()
-    assert [m.name for m in converted.metrics] == [m.name for m in model.metrics]
     assert converted.loss == model.loss
     converted.fit(x, y, batch_size=4, verbose=0)
-    converted.evaluate(x, y, verbose=0)
+    assert [m.name for m in converted.metrics] == [m.name for m in model.metrics]
+    assert not set(map(id, converted.metrics)) & set(map(id, model.metrics))
     assert values(model) == before
     after = [np.asarray(v) for v in model.optimizer.variables]
     assert all(np.array_equal(a, b) for a, b in zip(after, slots, strict=True))
@@ -442,3 +442,60 @@ def test_weights_and_names_of_deep_models_are_carried():
 def test_errors_share_one_base():
     for kind in (PolicyError, UnsupportedModelError, UsageError):
         assert issubclass(kind, LayerswapError)
+
+
+def test_a_mixed_precision_model_keeps_its_policy():
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = zoo.build("sequential")
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    x = zoo.sample(model)
+    converted = ls.swap(model)
+    (layer,) = groupnorms(converted.model)
+    assert layer.dtype_policy.name == "mixed_float16"
+    assert layer.gamma.dtype == tf.float32
+    assert converted.model(x).dtype == tf.float16
+    assert "sixteen-bit" in {note.code for note in converted.plan.notes}
+    assert_close(converted.model(x), truth(model, x), 2e-2)
+
+
+def test_losses_of_the_copy_are_its_own():
+    model = zoo.build("losses_in_the_graph")
+    converted = ls.swap(model).model
+    x = zoo.sample(model)
+    model(x)
+    before = [float(loss) for loss in model.losses]
+    converted(x)
+    assert len(converted.losses) == len(before) == 4
+    assert float(converted.losses[0]) == pytest.approx(before[0])  # the convolution's kernel
+    converted.layers[1].kernel.assign(converted.layers[1].kernel * 0.0)
+    converted(x)
+    assert float(converted.losses[0]) == 0.0
+    model(x)
+    assert [float(loss) for loss in model.losses] == before
+
+
+def test_a_model_with_text_inputs(tmp_path):
+    inputs = layers.Input((4,), dtype="string")
+    lookup = layers.StringLookup(vocabulary=["0", "1", "2"])
+    x = layers.BatchNormalization()(layers.Embedding(5, 16)(lookup(inputs)))
+    model = tf_keras.Model(inputs, x)
+    zoo.randomize(model)
+    converted = ls.swap(model)
+    words = tf.constant([["0", "2", "x", "1"]])
+    assert_close(converted.model(words), truth(model, words))
+    assert ls.export(converted, tmp_path / "m.keras").parity.ok
+
+
+def test_a_training_step_of_one_s_own_survives():
+    model = zoo.build("own_train_step")
+    model.compile("sgd", "mse")
+    converted = ls.swap(model).model
+    x = np.asarray(zoo.sample(model, 2))
+    assert converted.fit(x, np.zeros((2, 6, 6, 16)), verbose=0).history["own"] == [1.0]
+
+
+def test_tied_weights_stay_tied():
+    converted = ls.swap(zoo.build("tied_weights")).model
+    assert converted.layers[1].kernel is converted.layers[3].kernel

@@ -223,3 +223,66 @@ def partly_frozen():
     model = nested()
     model.get_layer("middle").trainable = False
     return model
+
+
+@builder
+def adapted_normalization():
+    normalization = layers.Normalization()
+    normalization.adapt(np.random.default_rng(0).uniform(0, 5, (10, *IMAGE)))
+    return tf_keras.Sequential([layers.Input(IMAGE), normalization, layers.Conv2D(16, 3), bn()])
+
+
+@builder
+def recurrent():
+    inputs = layers.Input((7, 4))
+    x = bn(name="norm")(layers.LSTM(16, return_sequences=True)(inputs))
+    return tf_keras.Model(inputs, bn()(layers.Bidirectional(layers.GRU(8))(x)))
+
+
+@builder
+def losses_in_the_graph():
+    inputs = layers.Input(IMAGE)
+    x = layers.Conv2D(16, 3, activity_regularizer="l2", kernel_regularizer="l2")(inputs)
+    x = bn(gamma_regularizer="l2", name="norm")(x)
+    model = tf_keras.Model(inputs, x)
+    model.add_loss(tf.reduce_mean(x))
+    model.add_metric(tf.reduce_mean(x), name="average")
+    return model
+
+
+@builder
+def part_of_a_larger_model():
+    larger = tf_keras.Sequential(
+        [layers.Input(IMAGE), layers.Conv2D(16, 3), bn(name="in"), layers.Conv2D(8, 3), bn(name="no")]
+    )
+    return tf_keras.Model(larger.input, larger.get_layer("in").output)
+
+
+class OwnStep(tf_keras.Model):
+    def train_step(self, data):
+        return {**super().train_step(data), "own": 1.0}
+
+
+@builder
+def own_train_step():
+    inputs = layers.Input(IMAGE)
+    return OwnStep(inputs, bn(name="norm")(layers.Conv2D(16, 3)(inputs)))
+
+
+@builder
+def tied_weights():
+    inputs = layers.Input((16,))
+    dense = layers.Dense(16, use_bias=False)
+    x = bn(name="norm")(dense(inputs))
+    other = layers.Dense(16, use_bias=False)
+    other.build((None, 16))
+    other._trainable_weights = []
+    other.kernel = dense.kernel
+    return tf_keras.Model(inputs, other(x))
+
+
+@builder
+def attention():
+    inputs = layers.Input((7, 16))
+    x = layers.MultiHeadAttention(2, 8)(inputs, inputs)
+    return tf_keras.Model(inputs, layers.LayerNormalization()(bn(name="norm")(x + inputs)))

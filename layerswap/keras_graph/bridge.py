@@ -6,21 +6,17 @@ call of a GroupNormalization layer; `onnx_graph` puts in the first and expands t
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
-import tf2onnx
-from tf2onnx import optimizer, schemas, tf_loader
-from tf2onnx.tfonnx import process_tf_graph
+from tf2onnx import tf_loader
 
 from layerswap.errors import ExportError
-from layerswap.keras_graph import carrier, tracing
+from layerswap.keras_graph import carrier, converter, tracing
 from layerswap.keras_graph.freezing import Frozen, freeze_without_weights, inlined
 from layerswap.records import Array
 
@@ -70,7 +66,7 @@ def trace(model: Any, *, opset: int = HIGHEST_OPSET, progress: Progress | None =
         raise ExportError(f"opset {opset} is not supported: {limit} is the {word} for now")
     report = progress or (lambda stage: None)
     specs = _input_specs(model)
-    with _CONVERTING, _collected_errors() as errors:
+    with _CONVERTING, converter.collected_errors() as errors:
         report("trace")
         concrete, sites, labels = _concrete(model, specs)
         inputs = [t.name for t in concrete.inputs[: len(specs)]]
@@ -82,22 +78,25 @@ def trace(model: Any, *, opset: int = HIGHEST_OPSET, progress: Progress | None =
 
         def convert(frozen: Frozen) -> Traced:
             report("convert")
-            graph = _convert(frozen, opset, sites, renamed, errors)
+            graph = converter.convert(frozen, opset, sites, renamed, errors)
             # Dead calls went on the way: recurrent layers trace their cell once for its shape.
-            kept = [next(s for s in sites if s.path == path) for path in _groupnorms(graph.graph)]
+            kept = [
+                next(s for s in sites if s.path == path)
+                for path in converter.groupnorm_paths(graph.graph)
+            ]
             kept.sort(key=sites.index)
             return Traced(
                 graph, frozen.arrays, tuple(kept), tuple(input_names), tuple(output_names)
             )
 
         report("freeze")
-        light = freeze_without_weights(concrete, inputs, outputs)
-        if light is not None:
-            try:
+        try:
+            light = freeze_without_weights(concrete, inputs, outputs)
+            if light is not None:
                 return convert(light)
-            except ExportError:
-                # Some converters want a weight's value; they get it, at the price of time.
-                errors.clear()
+        except ExportError:
+            # Some converters want a weight's value; they get it, at the price of time.
+            errors.clear()
         return convert(_freeze_with_weights(model, concrete, inputs, outputs))
 
 
@@ -153,7 +152,8 @@ def _concrete(model: Any, specs: Sequence[Any]) -> tuple[Any, list[carrier.CallS
     except Exception as error:
         if carriers.failure is not None:
             raise carriers.failure from None
-        raise ExportError(f"the model can't be traced: {_reason(error)}") from error
+        message = f"the model can't be traced: {converter.reason(error)}"
+        raise ExportError(message, where=_innermost_layer(error)) from error
     return concrete, carriers.sites, labels
 
 
@@ -190,114 +190,16 @@ def _freeze_with_weights(
         with tf.device("/cpu:0"):
             graph_def, tables = tf_loader.from_trackable(model, concrete, inputs, outputs, False)
     except Exception as error:
-        raise ExportError(f"the model's weights can't be frozen: {_reason(error)}") from error
+        raise ExportError(
+            f"the model's weights can't be frozen: {converter.reason(error)}"
+        ) from error
     return Frozen(inlined(inputs, outputs, graph_def), inputs, outputs, {}, tables)
-
-
-def _convert(
-    frozen: Frozen,
-    opset: int,
-    sites: Sequence[carrier.CallSite],
-    renamed: Mapping[str, str],
-    errors: list[str],
-) -> Any:
-    try:
-        with tf.Graph().as_default() as graph, tf.device("/cpu:0"):
-            tf.import_graph_def(frozen.graph_def, name="")
-            converted = process_tf_graph(
-                graph,
-                opset=opset,
-                input_names=[*frozen.inputs, *frozen.arrays],
-                output_names=frozen.outputs,
-                tensors_to_rename=dict(renamed),
-                initialized_tables=frozen.tables,
-                custom_rewriter=[carrier.rewriter(sites)],
-                extra_opset=[tf2onnx.utils.make_opsetid(carrier.DOMAIN, 1)],
-            )
-            # Without this tf2onnx copies the graph at each step and hides what fails.
-            converted = optimizer.optimize_graph(converted, catch_errors=False)
-            model = converted.make_model("")
-    except Exception as error:
-        reason = errors[0] if errors else _reason(error)
-        raise ExportError(f"tf2onnx could not convert the model: {reason}") from error
-    _check_operations(model.graph, opset)
-    if errors:
-        raise ExportError(f"tf2onnx could not convert the model: {errors[0]}")
-    return model
-
-
-def _check_operations(graph: Any, opset: int) -> None:
-    """Refuses operations that no ONNX operator set knows: tf2onnx leaves them in place.
-
-    GroupNorm nodes get their domain back, which tf2onnx loses in the bodies of branches.
-    """
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                _check_operations(body, opset)
-        if node.op_type == carrier.OP_TYPE:
-            node.domain = carrier.DOMAIN
-        elif not _is_known(node, opset):
-            raise ExportError(
-                f"the operation {node.op_type} has no ONNX form at opset {opset}",
-                where=node.name.split("__")[0],
-            )
-
-
-def _groupnorms(graph: Any) -> Iterator[str]:
-    """The path of every GroupNorm node, bodies of loops and branches included."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _groupnorms(body)
-            if node.op_type == carrier.OP_TYPE and attribute.name == "path":
-                yield attribute.s.decode()
-
-
-def _is_known(node: Any, opset: int) -> bool:
-    if node.domain not in ("", "ai.onnx.ml"):
-        return False
-    try:
-        return schemas.get_schema(node.op_type, opset, node.domain) is not None
-    except KeyError:
-        return False
-
-
-@contextmanager
-def _collected_errors() -> Iterator[list[str]]:
-    """Keeps tf2onnx and TensorFlow off the terminal; gives what tf2onnx logged as errors."""
-    messages: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage().splitlines()[0])
-
-    collector = Collector(logging.ERROR)
-    loggers = [logging.getLogger("tf2onnx"), tf.get_logger()]
-    before = [(log.level, log.propagate, list(log.handlers)) for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.ERROR)
-        log.propagate = False
-        log.handlers = []
-    loggers[0].addHandler(collector)
-    loggers[1].addHandler(logging.NullHandler())
-    try:
-        yield messages
-    finally:
-        for log, (level, propagate, handlers) in zip(loggers, before, strict=True):
-            log.setLevel(level)
-            log.propagate = propagate
-            log.handlers = handlers
 
 
 def _plain(name: str | None) -> str | None:
     return name.split(":")[0] if name else None
 
 
-def _reason(error: BaseException) -> str:
-    """The line of a message that says what is wrong; AutoGraph and Keras wrap it in others."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    if lines and lines[0].startswith("Exception encountered when calling layer"):
-        return " ".join(lines[:2])
-    return next(iter(raised or lines), type(error).__name__)
+def _innermost_layer(error: BaseException) -> str:
+    """Name of the layer whose call failed, or nothing."""
+    return next(iter(re.findall(rf"{converter.CALLING} ['\"](.+?)['\"]", str(error))[-1:]), "")

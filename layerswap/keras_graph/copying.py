@@ -18,6 +18,10 @@ from tf_keras.metrics import Metric
 from tf_keras.models import Model
 from tf_keras.src.engine.functional import Functional
 from tf_keras.src.engine.node import Node
+from tf_keras.src.mixed_precision.autocast_variable import (
+    AutoCastVariable,
+    create_autocast_variable,
+)
 
 from layerswap.errors import UnsupportedModelError
 from layerswap.keras_graph import compiling
@@ -60,6 +64,7 @@ def copy_model(model: Any) -> tuple[Any, Twins]:
     strategy = tf.distribute.get_strategy()
     shared = [strategy, strategy.extended]
     for layer in originals:
+        shared.append(vars(layer).get("_adapt_function"))
         if isinstance(layer, Model):
             shared += compiling.compile_state(layer)
     memo.update({id(value): value for value in shared})
@@ -68,8 +73,11 @@ def copy_model(model: Any) -> tuple[Any, Twins]:
     shells = [object.__new__(type(layer)) for layer in originals]
     memo.update({id(layer): shell for layer, shell in zip(originals, shells, strict=True)})
     try:
+        for layer in originals:
+            _copy_autocast_variables(layer, memo)
         for layer, shell in zip(originals, shells, strict=True):
-            state = layer.__getstate__()
+            # Symbolic losses of one past call; Keras collects them anew in each.
+            state = {**layer.__getstate__(), "_losses": []}
             shell.__setstate__({name: copy.deepcopy(value, memo) for name, value in state.items()})
     except Exception as error:  # whatever a user's object raises when it is copied
         raise UnsupportedModelError(
@@ -77,8 +85,19 @@ def copy_model(model: Any) -> tuple[Any, Twins]:
             where=str(model.name),
             hint="Swap in place with inplace=True (this changes the given model).",
         ) from error
+    for shell in shells:
+        if vars(shell).get("_adapt_function") is not None:
+            shell._adapt_function = None  # the original's; made anew when adapting again
     _rekey(memo)
     return memo[id(model)], Twins(memo)
+
+
+def _copy_autocast_variables(layer: Any, memo: dict[int, Any]) -> None:
+    """Under a mixed policy a variable sits in a wrapper, which its own `__deepcopy__` drops."""
+    for variable in (*layer._trainable_weights, *layer._non_trainable_weights):
+        if isinstance(variable, AutoCastVariable) and id(variable) not in memo:
+            inner = copy.deepcopy(variable._variable, memo)
+            memo[id(variable)] = create_autocast_variable(inner)
 
 
 def _connected_layers(model: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tf2onnx.tf_loader import tf_optimize
 
+from layerswap.errors import ExportError
 from layerswap.records import Array
 
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
@@ -49,6 +50,9 @@ def freeze_without_weights(concrete: Any, inputs: list[str], outputs: list[str])
     Returns:
         None where the function can't be put this way: loops, branches, lookup tables, or
         operations on variables other than reading.
+
+    Raises:
+        ExportError: TensorFlow refuses to optimise the graph.
     """
     graph_def = concrete.graph.as_graph_def()
     captured = {inner.op.name: outer for outer, inner in concrete.graph.captures}
@@ -94,8 +98,11 @@ def inlined(inputs: list[str], outputs: list[str], graph_def: Any) -> Any:
 
 
 def _optimize(inputs: list[str], outputs: list[str], graph_def: Any) -> Any:
-    with tf.Graph().as_default():  # where eager execution is on it refuses
-        return tf_optimize(inputs, outputs, graph_def)
+    try:
+        with tf.Graph().as_default():  # where eager execution is on it refuses
+            return tf_optimize(inputs, outputs, graph_def)
+    except Exception as error:
+        raise ExportError(f"TensorFlow can't optimise the model's graph: {error}") from error
 
 
 class _Rebuilt:

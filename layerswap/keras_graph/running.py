@@ -84,7 +84,8 @@ def reload_parity(model: Any, written: Path, reference: Reference) -> Parity:
     Raises:
         ExportError: it can't be read back.
     """
-    classes = {type(f.layer).__name__: type(f.layer) for f in find_layers(model)}
+    layers = (model, *(found.layer for found in find_layers(model)))
+    classes = {type(layer).__name__: type(layer) for layer in layers}
     custom = {
         name: kind for name, kind in classes.items() if not kind.__module__.startswith("tf_keras.")
     }
@@ -110,14 +111,17 @@ def _draw(model: Any, inputs: Sequence[str], batch: int) -> Arrays:
     sizes = [f.layer.input_dim for f in find_layers(model) if isinstance(f.layer, Embedding)]
     limit = int(min(sizes, default=FEW_INDICES))
     indices = index_inputs(model, inputs)
-    # An Embedding casts its input, whose dtype may well be float32.
-    whole = [(n, shape, "int32" if n in indices else dtype) for n, shape, dtype in specs]
+    # An Embedding casts its input, whose dtype may well be float32. Text is drawn as numerals.
+    whole = [
+        (n, shape, "int32" if n in indices or dtype == "string" else dtype)
+        for n, shape, dtype in specs
+    ]
     drawn = random_inputs(whole, batch, SEED, free=OPEN_AXIS, upper=limit)
     return {name: drawn[name].astype(_numpy_dtype(dtype)) for name, _, dtype in specs}
 
 
 def _numpy_dtype(name: str) -> Any:
-    return tf.dtypes.as_dtype(name).as_numpy_dtype
+    return np.str_ if name == "string" else tf.dtypes.as_dtype(name).as_numpy_dtype
 
 
 def _numbered(model: Any) -> list[str]:

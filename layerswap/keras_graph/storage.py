@@ -1,50 +1,30 @@
 """Reads and writes Keras models: `.keras`, `.h5` and SavedModel folders.
 
-A file is inspected before tf_keras sees it, because tf_keras runs the code that a file
-carries, extracts bombs, and meets what it can't read with a traceback or, worse, with None.
+A file goes through `inspection` before tf_keras sees it.
 """
 
 from __future__ import annotations
 
-import builtins
 import io
-import json
 import os
-import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import tf_keras
-from tensorflow.core.protobuf import saved_model_pb2
-from tf_keras.protobuf import saved_metadata_pb2
+from tf_keras.src.layers.serialization import get_builtin_layer
 
-from layerswap.atomic import StrPath, is_saved_model, replacing
+from layerswap.atomic import StrPath, replacing
 from layerswap.errors import ExportError, LayerswapError, LoadError, UsageError
+from layerswap.keras_graph import inspection
 from layerswap.keras_graph.serving import serving_signature
 
 Format = Literal["keras", "h5", "savedmodel"]
 
-_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LOADER = "saving.legacy.saved_model.load"
-
-# Honest weights hardly compress; a bomb swells some thousand times.
-_MAX_SWELL, _ALLOWANCE = 100, 1 << 26
-
-_FUNCTION_HOMES = frozenset(
-    {"activations", "backend", "constraints", "initializers", "losses", "metrics", "regularizers"}
-)
-# TensorFlow functions that a layer may call by name: those that only compute.
-_PURE = re.compile(
-    r"(compat\.v1\.)?((math|nn|linalg|image|signal|strings|sparse|ragged|sets|bitwise|quantization"
-    r"|random|audio|dtypes|__operators__|experimental\.numpy)\.[\w.]+"
-    r"|(?!\w*(file|load|import|func|rpc|tpu|xla|print|save|restore|session))[a-z]\w*)"
-)
-_IMPURE_NODE = re.compile(r"(?i)file|func|save|restore|summary|dataset|print|remote|session")
-_UNKNOWN = re.compile(r"(?:Unknown [^:]+: |Could not (?:locate|deserialize) \w+ )'([^']+)'")
 
 
 def load(
@@ -75,7 +55,9 @@ def load(
         error.where = error.where or os.fspath(path)
         raise
     except Exception as error:
-        raise _explained(error, os.fspath(path)) from error
+        explained = inspection.explained(error)
+        explained.where = os.fspath(path)
+        raise explained from error
 
 
 def check_model(model: Any) -> None:
@@ -86,7 +68,7 @@ def check_model(model: Any) -> None:
     keras_3 = any(kind.startswith("keras.src.models") for kind in kinds)
     raise UsageError(
         f"a {kinds[0]} is not a tf_keras model" + (" but one of Keras 3" if keras_3 else ""),
-        hint=_KERAS_3_HINT if keras_3 else "Give a tf_keras.Model or the path of one.",
+        hint=inspection.KERAS_3_HINT if keras_3 else "Give a tf_keras.Model or the path of one.",
     )
 
 
@@ -129,7 +111,7 @@ def save(
                 raise  # the file system's fault, not the model's
             others = " or ".join(name for name in _WRITERS if name != format)
             raise ExportError(
-                f"the model can't be saved as {format}: {_first_line(error)}",
+                f"the model can't be saved as {format}: {inspection.first_line(error)}",
                 where=os.fspath(path),
                 hint=f"Another format may hold it: {others}.",
             ) from error
@@ -150,7 +132,8 @@ def is_revived(layer: Any) -> bool:
 
 def _load(path: Path, known: dict[str, Any], unsafe: bool) -> Any:
     if path.is_dir():
-        return _load_saved_model(path, known, unsafe)
+        inspection.inspect_saved_model(path, unsafe)
+        return tf_keras.models.load_model(path, custom_objects=known)
     if not path.exists():
         raise LoadError("there is no such file or folder")
     if path.suffix not in (".keras", ".h5", ".hdf5"):
@@ -159,7 +142,9 @@ def _load(path: Path, known: dict[str, Any], unsafe: bool) -> Any:
             hint="Give a .keras, .h5 or .hdf5 file, or a SavedModel folder.",
         )
     if h5py.is_hdf5(path):  # early tf_keras wrote HDF5 under .keras, too
-        return _load_h5(path, known, unsafe)
+        with h5py.File(path, "r") as file:
+            inspection.inspect_h5(file, path, unsafe)
+            return tf_keras.models.load_model(file, custom_objects=known)
     if zipfile.is_zipfile(path) and path.suffix == ".keras":
         return _load_archive(path, known, unsafe)
     raise LoadError(
@@ -169,231 +154,14 @@ def _load(path: Path, known: dict[str, Any], unsafe: bool) -> Any:
 
 
 def _load_archive(path: Path, known: dict[str, Any], unsafe: bool) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        _check_swell(sum(info.file_size for info in archive.infolist()), path)
-        if damaged := archive.testzip():
-            raise LoadError(f"its member '{damaged}' is damaged", hint="Copy the file again.")
-        for needed in (_CONFIG, _WEIGHTS):
-            if needed not in names:
-                raise LoadError(
-                    f"has no {needed}: not a complete .keras model",
-                    hint="Save the whole model with model.save().",
-                )
-        config = json.loads(archive.read(_CONFIG))
-        metadata = json.loads(archive.read(_METADATA)) if _METADATA in names else {}
-        _check_config(config, metadata.get("keras_version"))
-        with h5py.File(io.BytesIO(archive.read(_WEIGHTS))) as weights:
-            stored = _weights_in(weights, path)
-    if not unsafe:
-        _check_code(config)
-        _check_references(config, known)
+    stored = inspection.inspect_archive(path, known, unsafe)
     model = tf_keras.models.load_model(path, custom_objects=known, safe_mode=not unsafe)
-    if missing := _missing_weights(model, stored):
+    if missing := inspection.missing_weights(model, stored):
         raise LoadError(
             f"lacks {missing} of the model's weights; they would stay at random values",
             hint="tf_keras drops weights of layers kept in nested lists: save as .h5 instead.",
         )
     return model
-
-
-def _load_h5(path: Path, known: dict[str, Any], unsafe: bool) -> Any:
-    with h5py.File(path, "r") as file:
-        _weights_in(file, path)
-        text = file.attrs.get("model_config")
-        if text is None:
-            raise LoadError(
-                "holds weights only, no model configuration",
-                hint="Build the model in Python, call load_weights() and save the whole model.",
-            )
-        config = json.loads(text)
-        _check_config(config, file.attrs.get("keras_version"))
-        if "model_weights" not in file:
-            raise LoadError("has no weights", hint="Save the whole model with model.save().")
-        if not unsafe:
-            _check_code(config)
-        return tf_keras.models.load_model(file, custom_objects=known)
-
-
-def _load_saved_model(path: Path, known: dict[str, Any], unsafe: bool) -> Any:
-    if not is_saved_model(path):
-        raise LoadError("is a folder but no SavedModel", hint="It has no saved_model.pb.")
-    configs = [json.loads(text) for text in _saved_metadata(path)]
-    if not configs:
-        raise LoadError(
-            "is a SavedModel without a Keras model: a tf.Module, or exported by Keras 3",
-            hint=f"Save the model itself with tf_keras, model.save(). {_KERAS_3_HINT}",
-        )
-    if not unsafe:
-        for config in configs:
-            _check_code(config)
-    return tf_keras.models.load_model(path, custom_objects=known)
-
-
-def _saved_metadata(path: Path) -> list[str]:
-    """What Keras noted about each of its objects, as JSON."""
-    file = path / "keras_metadata.pb"
-    if file.exists():
-        return [node.metadata for node in _parsed(saved_metadata_pb2.SavedMetadata(), file).nodes]
-    saved = _parsed(saved_model_pb2.SavedModel(), path / "saved_model.pb")
-    objects = (node.user_object for node in saved.meta_graphs[0].object_graph_def.nodes)
-    return [  # where Keras kept it before TensorFlow 2.5
-        user.metadata
-        for user in objects
-        if user.identifier.startswith("_tf_keras_") and user.metadata
-    ]
-
-
-def _parsed(message: Any, file: Path) -> Any:
-    message.ParseFromString(file.read_bytes())
-    return message
-
-
-# --- inspecting -----------------------------------------------------------------------------
-
-_KERAS_3_HINT = (
-    "A Keras 3 model has to be rebuilt under tf_keras (set TF_USE_LEGACY_KERAS=1 before "
-    "TensorFlow is imported), given its weights and saved again."
-)
-
-
-def _check_config(config: Any, version: Any) -> None:
-    """Refuses what isn't a model's configuration, or is one of Keras 3."""
-    if not isinstance(config, dict):
-        raise LoadError(
-            "its configuration is empty: the model had none when it was saved",
-            hint="Give a subclassed model a get_config(), or save it as a SavedModel.",
-        )
-    text = version.decode() if isinstance(version, bytes) else str(version or "")
-    # Files without a version give themselves away: Keras 2 calls it batch_input_shape.
-    inputs = (item for _, item in _objects(config) if item["class_name"] == "InputLayer")
-    newer = any("batch_shape" in _inner(item) for item in inputs)
-    if newer or (text.split(".")[0].isdecimal() and int(text.split(".")[0]) >= 3):
-        raise LoadError(f"was written by Keras {text or '3'}, not tf_keras", hint=_KERAS_3_HINT)
-
-
-def _check_code(config: Any) -> None:
-    """Refuses what would run Python or reach outside the model, be it during the load."""
-    layers = [path for path, item in _objects(config) if _runs_code(item)]
-    if layers:
-        raise LoadError(
-            f"carries code, which is not run unasked: {', '.join(dict.fromkeys(layers))}",
-            hint="If you trust the file: --unsafe on the command line, unsafe=True in Python.",
-        )
-
-
-def _runs_code(item: Mapping[str, Any]) -> bool:
-    kind, inner = str(item["class_name"]), _inner(item)
-    if kind in ("TFOpLambda", "SlicingOpLambda"):  # even tf.io.write_file, on constants at once
-        return not _PURE.fullmatch(str(inner.get("function")))
-    if kind == "ClassMethod":
-        return inner.get("cls_symbol") not in ("RaggedTensor", "SparseTensor")
-    if kind == "TensorFlowOpLayer":  # how TensorFlow 2.3 and before kept such calls
-        return bool(_IMPURE_NODE.search(str(inner.get("node_def"))))
-    functions = ("function_type", "output_shape_type", "mask_type")
-    return kind == "__lambda__" or "lambda" in map(inner.get, functions)
-
-
-def _check_references(config: Any, known: Mapping[str, Any]) -> None:
-    """Refuses classes and functions that tf_keras would import from where the file says."""
-    for _, item in _objects(config):
-        kind, module = str(item["class_name"]), item.get("module")
-        if module is None or (kind == "__typespec__" and module.startswith("tensorflow.")):
-            continue
-        name = str(item["config"]) if kind == "function" else kind
-        registered = str(item.get("registered_name") or name)
-        if tf_keras.saving.get_registered_object(name if kind == "function" else registered, known):
-            continue
-        packages = module.split(".")
-        if packages == ["builtins"]:  # Keras's own losses and activations, by bare name
-            ours = not hasattr(builtins, name)
-        elif packages[0] in ("keras", "tf_keras"):
-            # Anything else there (get_file, say) has effects that a file should not command.
-            classes = re.fullmatch(r"[A-Z]\w*", name) and re.fullmatch(r"[A-Z]\w*", registered)
-            ours = bool(classes) or not _FUNCTION_HOMES.isdisjoint(packages)
-        else:
-            ours = False
-        if not ours:
-            raise _unknown(name if kind == "function" else registered, module)
-
-
-def _objects(config: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every serialized object in a configuration, with the path of layer names to it.
-
-    The model's own name is left out, unless the model is all there is.
-    """
-    children: Any = ()
-    if isinstance(config, dict):
-        children = config.values()
-        if "class_name" in config:
-            name = _inner(config).get("name")
-            if isinstance(name, str) and not (depth == 0 and "layers" in _inner(config)):
-                path = f"{path}/{name}" if path else name
-            yield path, config
-    elif isinstance(config, list):
-        children = config
-    for child in children:
-        yield from _objects(child, path, depth + 1)
-
-
-def _inner(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = item.get("config")
-    return inner if isinstance(inner, dict) else {}
-
-
-def _weights_in(file: Any, path: Path) -> int:
-    """How many weights an HDF5 file holds, those of the optimizer and of metrics left out."""
-    sizes: dict[str, int] = {}
-
-    def note(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            sizes[name] = int(item.nbytes)
-
-    file.visititems(note)
-    _check_swell(sum(sizes.values()), path)  # a dataset without contents may claim any size
-    return sum(not name.startswith(("optimizer/", "metrics/")) for name in sizes)
-
-
-def _missing_weights(model: tf_keras.Model, stored: int) -> int:
-    """How many of the model's weights a `.keras` file with `stored` ones can't hold."""
-    stock = tf_keras.layers.Layer.save_own_variables
-    layers = (item for item in model.submodules if isinstance(item, tf_keras.layers.Layer))
-    if any(type(layer).save_own_variables is not stock for layer in layers):
-        return 0  # a layer that stores them its own way can't be counted
-    counters = {id(weight) for metric in model.metrics for weight in metric.weights}
-    return max(0, len({id(weight) for weight in model.weights} - counters) - stored)
-
-
-def _check_swell(size: int, path: Path) -> None:
-    if size > _ALLOWANCE + _MAX_SWELL * path.stat().st_size:
-        raise LoadError(
-            f"would unpack to {size:,} bytes, over {_MAX_SWELL} times its size",
-            hint="It looks like a decompression bomb and was not opened.",
-        )
-
-
-def _explained(error: Exception, where: str) -> LoadError:
-    if found := _UNKNOWN.search(str(error)):
-        return _unknown(found[1], where=where)
-    return LoadError(
-        f"tf_keras can't rebuild the model: {_first_line(error)}",
-        where=where,
-        hint="The file is damaged, or another version of Keras wrote it: save it again.",
-    )
-
-
-def _unknown(name: str, module: str = "MODULE", where: str = "") -> LoadError:
-    return LoadError(
-        f"uses '{name}', which is not part of tf_keras and not registered",
-        where=where,
-        hint=f"Register it: --custom-objects {module}:{name.split('>')[-1]} on the command "
-        f"line, custom_objects={{'{name}': ...}} in Python.",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -405,12 +173,9 @@ def _write_keras(model: tf_keras.Model, path: Path) -> None:
         if adapted and layer.get_config()["bin_boundaries"] is None:
             raise ValueError(f"tf_keras leaves out the bins that layer '{layer.name}' adapted to")
     tf_keras.models.save_model(model, path, save_format="keras")
-    with (
-        zipfile.ZipFile(path) as archive,
-        h5py.File(io.BytesIO(archive.read(_WEIGHTS))) as weights,
-    ):
-        stored = _weights_in(weights, path)
-    if missing := _missing_weights(model, stored):
+    with zipfile.ZipFile(path) as archive:
+        stored = inspection.weights_in(archive, path)
+    if missing := inspection.missing_weights(model, stored):
         raise ValueError(f"tf_keras leaves out {missing} weights of layers in nested containers")
 
 
@@ -425,7 +190,37 @@ def _write_h5(model: tf_keras.Model, path: Path) -> None:
 
 def _write_saved_model(model: tf_keras.Model, path: Path) -> None:
     signatures = {"serving_default": serving_signature(model)}
-    tf_keras.models.save_model(model, path, save_format="tf", signatures=signatures)
+    # Keras would trace every layer four times, which takes most of the time here and later on
+    # loading. The traces revive layers that can't be rebuilt from their configuration, and are
+    # ignored for those that can.
+    layers = [item for item in model.submodules if isinstance(item, tf_keras.layers.Layer)]
+    traces = not all(map(_is_stock, (model, *layers)))
+    tf_keras.models.save_model(
+        model, path, save_format="tf", signatures=signatures, save_traces=traces
+    )
+
+
+def _is_stock(layer: tf_keras.layers.Layer) -> bool:
+    """Whether plain tf_keras rebuilds all that the layer is from its configuration; if unsure, no."""
+    if layer._must_restore_from_config or isinstance(layer, tf_keras.metrics.Metric):
+        return True  # never traced
+    kind = type(layer)
+    if get_builtin_layer(kind.__name__) is not kind or kind is tf_keras.layers.Lambda:
+        return False
+    if layer.stateful or layer._metrics:
+        return False
+    if isinstance(layer, tf_keras.Model):
+        return bool(layer.inputs) and not layer._callable_losses
+    if layer.activity_regularizer and "activity_regularizer" not in layer.get_config():
+        return False
+    return all(_is_tf_keras(part) for part in vars(layer).values() if callable(part))
+
+
+def _is_tf_keras(part: Any) -> bool:
+    """Whether an activation, initializer or the like goes by a name that tf_keras knows."""
+    if hasattr(part, "__name__"):
+        return getattr(tf_keras.activations, part.__name__, None) is part
+    return type(part).__module__.startswith("tf_keras.")
 
 
 _WRITERS: Mapping[str, Callable[[tf_keras.Model, Path], None]] = {

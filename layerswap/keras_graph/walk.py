@@ -113,11 +113,12 @@ def read_statistics(layer: Any) -> Statistics | None:
 def variables(model: Any) -> list[Any]:
     """`model.weights`; of a model that isn't built yet, those that its layers have already."""
     if model.built:
-        weights: list[Any] = model.weights
-        return weights
-    layers = (found.layer for found in find_layers(model))
-    own = {id(v): v for x in layers for v in (*x._trainable_weights, *x._non_trainable_weights)}
-    return list(own.values())
+        weights = model.weights
+    else:
+        layers = (found.layer for found in find_layers(model))
+        weights = [v for x in layers for v in (*x._trainable_weights, *x._non_trainable_weights)]
+    # Lookup layers list their tables among the weights, which are no variables.
+    return list({id(v): v for v in weights if isinstance(v, tf.Variable)}.values())
 
 
 def find_nonfinite(model: Any) -> Iterator[Finding]:

@@ -99,7 +99,7 @@ def write(
         ExportError: a file can't be written.
     """
     target = Path(path)
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    size = sum(map(graphs.byte_size, model.graph.initializer))
     data = target.with_name(f"{target.name}.data") if size > SINGLE_FILE_BYTES else None
     with ExitStack() as files:
         partial = files.enter_context(replacing(target, overwrite))
@@ -116,7 +116,7 @@ def _externalized(model: onnx.ModelProto, data: Path, location: str) -> onnx.Mod
     with data.open("wb") as file:
         for tensor in model.graph.initializer:
             entry = result.graph.initializer.add()
-            if len(tensor.raw_data) <= _EXTERNAL_BYTES:
+            if graphs.byte_size(tensor) <= _EXTERNAL_BYTES or not tensor.HasField("raw_data"):
                 entry.CopyFrom(tensor)
                 continue
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))

@@ -7,6 +7,7 @@ at 2 GiB; arrays are only passed on.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -83,6 +84,14 @@ def complete(light: onnx.ModelProto, constants: Mapping[str, Array]) -> onnx.Mod
         tensor.dims.extend(value.shape)
         tensor.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
     return model
+
+
+def byte_size(tensor: onnx.TensorProto) -> int:
+    """Bytes of an initializer that `complete` made; reading them would copy them."""
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(map(len, tensor.string_data))
+    size: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return size * math.prod(map(int, tensor.dims))
 
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -73,6 +73,7 @@ class Reference:
         from onnx.reference import ReferenceEvaluator
 
         try:
+            onnx.checker.check_model(os.fspath(path))  # an empty file is a valid message
             evaluator = ReferenceEvaluator(onnx.load(path))
         except Exception as error:
             raise _load_error(self, path, error) from error

@@ -16,7 +16,7 @@ import tf_keras
 
 import oracle
 from layerswap.errors import ExportError, LoadError, UsageError
-from layerswap.keras_graph import storage
+from layerswap.keras_graph import inspection, storage
 from layerswap.keras_graph.storage import is_revived, load, save
 
 FORMATS = {"keras": "m.keras", "h5": "m.h5", "savedmodel": "m"}
@@ -623,7 +623,7 @@ def test_a_module_is_no_keras_model(tmp_path):
 
 def test_a_zip_bomb_is_not_opened(tmp_path, monkeypatch):
     path = tmp_path / "m.keras"
-    monkeypatch.setattr(storage, "_ALLOWANCE", 1 << 20)
+    monkeypatch.setattr(inspection, "_ALLOWANCE", 1 << 20)
     write_keras(path, {}, weights=bytes(1 << 22), compression=zipfile.ZIP_DEFLATED)
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("was extracted"))
     refusal(path, "bomb")
@@ -654,7 +654,7 @@ def test_a_dataset_that_claims_to_be_enormous(tmp_path, format):
 
 
 def test_a_compressed_archive_is_no_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_ALLOWANCE", 0)
+    monkeypatch.setattr(inspection, "_ALLOWANCE", 0)
     save(small(), tmp_path / "m.keras", "keras")
     with zipfile.ZipFile(tmp_path / "m.keras") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

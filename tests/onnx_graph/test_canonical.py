@@ -7,13 +7,15 @@ import random
 import numpy as np
 import onnx
 import pytest
-from layerswap.onnx_graph import graphs
-from layerswap.onnx_graph.canonical import canonicalize
 from onnx import helper, parser
 from onnx.reference import ReferenceEvaluator
 
+from layerswap.onnx_graph import graphs
+from layerswap.onnx_graph.canonical import canonicalize
+
 TEXT = """<ir_version: 8, opset_import: ["ai.onnx.ml" : 2, "" : 17]>
-graph (float[unk__1,3,unk__2] image, float[unk__1,3,unk__2] other) => (float[unk__1,3,u] b, float[q,3,u] a)
+graph (float[unk__1,3,unk__2] image, float[unk__1,3,unk__2] other)
+=> (float[unk__1,3,u] b, float[q,3,u] a)
 <float one = {1}, float uno = {1}, float two = {2}, float unused = {9}> {
   p = Add(image, two)
   q = Mul(p, one)

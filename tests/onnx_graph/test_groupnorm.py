@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
-import oracle
 import pytest
+from onnx import TensorProto, helper
+
+import oracle
 from layerswap.errors import ExportError
 from layerswap.onnx_graph import graphs
 from layerswap.onnx_graph.groupnorm import PROFILES, expand
 from layerswap.onnx_graph.runtimes import open_runtime
-from onnx import TensorProto, helper
 
 RNG = np.random.default_rng(3)
 
@@ -24,7 +27,7 @@ def model_of(shape, groups, gamma, beta, *, known=None, count=1, epsilon=0.03):
     names = ["x", *(f"h{i}" for i in range(1, count)), "y"]
     nodes = [
         helper.make_node("GroupNorm", [a, "g", "b"], [b], domain="layerswap", **attributes)
-        for a, b in zip(names, names[1:], strict=False)
+        for a, b in itertools.pairwise(names)
     ]
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
     graph = helper.make_graph(
@@ -142,5 +145,5 @@ def test_unknown_profile_and_indivisible_channels_are_refused():
         ExportError, match=f"unknown profile 'fast'; there is {', '.join(PROFILES)}"
     ):
         expanded(model_of([None, 4, 3], 2, gamma, beta), profile="fast")
-    with pytest.raises(ExportError, match="^block/gn: 4 channels don't divide into 3 groups"):
+    with pytest.raises(ExportError, match=r"^block/gn: 4 channels don't divide into 3 groups"):
         expanded(model_of([None, 4, 3], 3, gamma, beta))

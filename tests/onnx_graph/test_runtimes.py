@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from onnx import parser
+
 from layerswap.errors import ExportError, LoadError, MissingExtraError, UsageError
 from layerswap.onnx_graph.runtimes import open_runtime
-from onnx import parser
 
 NAMES = ["onnxruntime", "reference"]
 

@@ -1,0 +1,142 @@
+"""The calls of tf2onnx, and what it takes to trust them.
+
+tf2onnx logs what it can't convert and goes on, hides exceptions of its optimiser, and leaves
+operations that it doesn't know in the graph. Here each of these is an `ExportError`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+import tf2onnx
+from tf2onnx import optimizer, schemas
+from tf2onnx.tfonnx import process_tf_graph
+
+from layerswap.errors import ExportError
+from layerswap.keras_graph import carrier
+from layerswap.keras_graph.freezing import Frozen
+
+# How Keras begins a message about a failing call.
+CALLING = "Exception encountered when calling layer"
+
+
+def convert(
+    frozen: Frozen,
+    opset: int,
+    sites: Sequence[carrier.CallSite],
+    renamed: Mapping[str, str],
+    errors: list[str],
+) -> Any:
+    """A frozen function as an `onnx.ModelProto`.
+
+    Args:
+        frozen: the function; the placeholders of its weights become graph inputs.
+        opset: version of the ONNX operator set.
+        sites: the call sites of GroupNormalization, in the order of their numbers.
+        renamed: names of inputs and outputs, by their tensor names in the function.
+        errors: what `collected_errors` gives.
+
+    Raises:
+        ExportError: something has no ONNX form; names the operation and, where known, its
+            place in the model.
+    """
+    try:
+        with tf.Graph().as_default() as graph, tf.device("/cpu:0"):
+            tf.import_graph_def(frozen.graph_def, name="")
+            converted = process_tf_graph(
+                graph,
+                opset=opset,
+                input_names=[*frozen.inputs, *frozen.arrays],
+                output_names=frozen.outputs,
+                tensors_to_rename=dict(renamed),
+                initialized_tables=frozen.tables,
+                custom_rewriter=[carrier.rewriter(sites)],
+                extra_opset=[tf2onnx.utils.make_opsetid(carrier.DOMAIN, 1)],
+            )
+            # Without this tf2onnx copies the graph at each step and hides what fails.
+            converted = optimizer.optimize_graph(converted, catch_errors=False)
+            model = converted.make_model("")
+    except Exception as error:
+        cause = errors[0] if errors else reason(error)
+        raise ExportError(f"tf2onnx could not convert the model: {cause}") from error
+    _check_operations(model.graph, opset)
+    if errors:
+        raise ExportError(f"tf2onnx could not convert the model: {errors[0]}")
+    return model
+
+
+def _check_operations(graph: Any, opset: int) -> None:
+    """Refuses operations that no ONNX operator set knows: tf2onnx leaves them in place.
+
+    GroupNorm nodes get their domain back, which tf2onnx loses in the bodies of branches.
+    """
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _check_operations(body, opset)
+        if node.op_type == carrier.OP_TYPE:
+            node.domain = carrier.DOMAIN
+        elif not _is_known(node, opset):
+            raise ExportError(
+                f"the operation {node.op_type} has no ONNX form at opset {opset}",
+                where=node.name.split("__")[0],
+            )
+
+
+def groupnorm_paths(graph: Any) -> Iterator[str]:
+    """The path of every GroupNorm node, bodies of loops and branches included."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from groupnorm_paths(body)
+            if node.op_type == carrier.OP_TYPE and attribute.name == "path":
+                yield attribute.s.decode()
+
+
+def _is_known(node: Any, opset: int) -> bool:
+    if node.domain not in ("", "ai.onnx.ml"):
+        return False
+    try:
+        return schemas.get_schema(node.op_type, opset, node.domain) is not None
+    except KeyError:
+        return False
+
+
+@contextmanager
+def collected_errors() -> Iterator[list[str]]:
+    """Keeps tf2onnx and TensorFlow off the terminal; gives what tf2onnx logged as errors."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage().splitlines()[0])
+
+    collector = Collector(logging.ERROR)
+    loggers = [logging.getLogger("tf2onnx"), tf.get_logger()]
+    before = [(log.level, log.propagate, list(log.handlers)) for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
+        log.propagate = False
+        log.handlers = []
+    loggers[0].addHandler(collector)
+    loggers[1].addHandler(logging.NullHandler())
+    try:
+        yield messages
+    finally:
+        for log, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            log.setLevel(level)
+            log.propagate = propagate
+            log.handlers = handlers
+
+
+def reason(error: BaseException) -> str:
+    """The line of a message that says what is wrong; AutoGraph and Keras wrap it in others."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if CALLING not in line]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return next(iter(raised[-1:] or lines), type(error).__name__)
