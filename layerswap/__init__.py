@@ -7,7 +7,6 @@ instant and loads neither TensorFlow nor ONNX.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("layerswap")
     if name not in _HOMES:
         raise AttributeError(f"module 'layerswap' has no attribute '{name}'")

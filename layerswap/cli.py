@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -123,10 +123,11 @@ def plan(
     _check_report(output_file, force, model)
     with _progress(quiet) as say:
         say("load")
-        _start_tensorflow()
         from layerswap import conversion
+        from layerswap.keras_graph.startup import start_tensorflow
         from layerswap.records import Report
 
+        start_tensorflow()
         loaded = conversion.load(model, custom_objects=_import(custom_objects), unsafe=unsafe)
         say("plan")
         made = replace(conversion.plan(loaded, policy), source=model)
@@ -171,8 +172,9 @@ def convert(
     try:
         with _progress(quiet) as say:
             from layerswap import conversion
+            from layerswap.keras_graph.startup import start_tensorflow
 
-            _start_tensorflow()
+            start_tensorflow()
             report = conversion.convert(
                 source,
                 target,
@@ -244,12 +246,12 @@ def verify(
 def demo(finetune: bool, output_dir: str | None) -> int:
     """Convert a bundled digits network naively and matched, and show what each keeps."""
     from layerswap import exporting
+    from layerswap.demo import run_demo
+    from layerswap.keras_graph.startup import start_tensorflow
 
     exporting.require_keras()
     exporting.open_runtime()
-    _start_tensorflow()
-    from layerswap.demo import run_demo
-
+    start_tensorflow()
     run_demo(finetune, None if output_dir is None else Path(output_dir))
     return 0
 
@@ -288,23 +290,6 @@ def _import(names: tuple[str, ...]) -> dict[str, Any]:
             ) from error
         found[name.rpartition(".")[2]] = value
     return found
-
-
-def _start_tensorflow() -> None:
-    """Imports TensorFlow without its chatter, unless the user asks for it."""
-    if "tensorflow" in sys.modules or importlib.util.find_spec("tensorflow") is None:
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    sys.stderr.flush()
-    os.dup2(null, 2)  # its C++ part writes to the descriptor before logging is set up
-    try:
-        import tensorflow as tf
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
-    tf.get_logger().setLevel("ERROR")
 
 
 @contextmanager

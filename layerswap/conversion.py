@@ -55,12 +55,10 @@ def plan(model: Any, policy: Policy | None = None, **fields: Any) -> SwapPlan:
     """
     policy = _policy(policy, fields)
     model, source = _model(model)
-    from layerswap.keras_graph import walk
+    from layerswap.keras_graph.sites import find_nonfinite, find_sites
 
-    found = walk.find_batchnorms(model)
-    statistics = {f.path: s for f in found if (s := walk.read_statistics(f.layer)) is not None}
-    sites = [walk.describe(f) for f in found]
-    return planning.make_plan(source, sites, statistics, policy, walk.find_nonfinite(model))
+    sites, statistics = find_sites(model)
+    return planning.make_plan(source, sites, statistics, policy, find_nonfinite(model))
 
 
 def swap(
@@ -115,11 +113,11 @@ def _timed(stage: str, seconds: dict[str, float], say: Progress) -> Iterator[Non
 
 def _apply(model: Any, made: SwapPlan, inplace: bool) -> Converted:
     planning.raise_refusals(made)
-    from layerswap.keras_graph import compiling, copying, rebuild, walk, weights
+    from layerswap.keras_graph import compiling, copying, rebuild, weights
+    from layerswap.keras_graph.sites import read_all_statistics
 
     before = weights.snapshot(model)
-    batchnorms = walk.find_batchnorms(model)
-    statistics = {f.path: s for f in batchnorms if (s := walk.read_statistics(f.layer)) is not None}
+    statistics = read_all_statistics(model)
     models = copying.models_in(model)
     target, twins = (model, copying.Twins()) if inplace else copying.copy_model(model)
     rebuild.apply_plan(target, made, statistics)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import layerswap as ls
+from layerswap.atomic import check_target
 from layerswap.errors import ExportError, LoadError, ParityError
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def run_demo(
 
     from layerswap.onnx_graph.runtimes import open_runtime
 
-    open_runtime("onnxruntime")  # missing? say so before the work
-    console = console or Console()
-    folder = Path(OUTPUT_DIR) if output_dir is None else output_dir
-    started = time.perf_counter()
+    # Whatever is missing or in the way is said before the work.
+    open_runtime("onnxruntime")
     model_path, digits = find_file(MODEL_NAME), load_digits()
+    target = _target(Path(OUTPUT_DIR) if output_dir is None else output_dir)
+    console = console or Console()
+    started = time.perf_counter()
     console.print(
         f"A residual network with BatchNormalization, trained on 8x8 handwritten digits "
         f"({len(digits['x_train'])} to train on, {len(digits['x'])} held out).",
@@ -75,15 +77,6 @@ def run_demo(
     _print_accuracies(console, source, swapped, digits)
     console.print(f"Layers swapped: {len(matched.plan.swaps)}. Nothing was trained.\n")
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(
-            f"the folder can't be made: {error.strerror}",
-            where=str(folder),
-            hint="Name another with --output-dir.",
-        ) from error
-    target = folder / ONNX_NAME
     artifact = ls.export(matched, target, overwrite=True)
     _print_export(console, artifact, target)
     console.print(f"That took {time.perf_counter() - started:.0f} s.\n")
@@ -126,6 +119,20 @@ def load_digits() -> dict[str, Array]:
     """The digits: `x`, `y` held out, `x_train`, `y_train` the others."""
     with np.load(find_file(DIGITS_NAME)) as archive:
         return dict(archive)
+
+
+def _target(folder: Path) -> Path:
+    """Where the ONNX file goes; makes the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"the folder can't be made: {error.strerror}",
+            where=str(folder),
+            hint="Name another with --output-dir.",
+        ) from error
+    check_target(folder / ONNX_NAME, overwrite=True)
+    return folder / ONNX_NAME
 
 
 def _scores(model: Any, digits: Mapping[str, Array]) -> Array:

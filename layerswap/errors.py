@@ -93,3 +93,22 @@ class MissingExtraError(LayerswapError):
         )
         self.package = package
         self.extra = extra
+
+
+_QUOTED = re.compile(r"^\s*\w*(?:Error|Exception): (.+)$", re.MULTILINE)
+_WRAPPINGS = ("Exception encountered when calling", "in user code:")
+
+
+def reason_of(error: BaseException) -> str:
+    """The line of a framework's message that says what went wrong.
+
+    AutoGraph quotes the original error below a traceback of the user's code, Keras puts a line
+    about the layer above it.
+    """
+    text = str(error)
+    quoted = _QUOTED.search(text)
+    if quoted:
+        return quoted[1].strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(_WRAPPINGS)]
+    return (telling or lines or [type(error).__name__])[0]

@@ -6,7 +6,6 @@ not JSON; all others go through `to_json` and `from_json`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
@@ -327,12 +326,15 @@ class Report:
 
 _R = TypeVar("_R")
 
+_adapters: dict[type, Any] = {}
 
-@functools.cache
+
 def _adapter(record: type) -> Any:
-    from pydantic import TypeAdapter  # takes longer to import than everything else here
+    if record not in _adapters:
+        from pydantic import TypeAdapter  # takes longer to import than everything else here
 
-    return TypeAdapter(record)
+        _adapters[record] = TypeAdapter(record)
+    return _adapters[record]
 
 
 def to_json(record: Any) -> str:

@@ -115,8 +115,7 @@ def _refuse_unconvertible(site: Site) -> None:
     if isinstance(axes, list | tuple) and len(axes) != 1:
         raise _Refused(
             "multiple-axes",
-            f"it normalises the axes {list(axes)} together; GroupNormalization has "
-            "one axis",
+            f"it normalises the axes {list(axes)} together; GroupNormalization has one axis",
             "Exclude the layer, or rebuild it with a single axis.",
         )
     if site.channels is None or site.axis is None:
@@ -135,7 +134,9 @@ def _refuse_unconvertible(site: Site) -> None:
 
 def _choose_axis(site: Site, policy: Policy) -> tuple[int, int]:
     """The axis, counted from 0, and its size."""
-    assert site.axis is not None and site.channels is not None and site.rank is not None
+    assert site.axis is not None
+    assert site.channels is not None
+    assert site.rank is not None
     if policy.axis == "carry":
         return site.axis, site.channels
     axis = policy.axis + site.rank if policy.axis < 0 else policy.axis

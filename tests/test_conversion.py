@@ -8,15 +8,15 @@ walk, the rules or the transfer.
 import contextlib
 
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 import tf_keras
-import zoo
 from tf_keras import layers
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 import layerswap as ls
+import oracle
+import zoo
 from layerswap.errors import (
     ExportError,
     IndivisibleChannelsError,
@@ -155,7 +155,9 @@ def test_the_log_accounts_for_every_variable(name):
 
 
 @pytest.mark.parametrize("kind", SAVED)
-@pytest.mark.parametrize("name", ["nested_used_twice", "residual", "several_inputs_and_outputs", "dictionaries"])
+@pytest.mark.parametrize(
+    "name", ["nested_used_twice", "residual", "several_inputs_and_outputs", "dictionaries"]
+)
 def test_files_reload_with_plain_keras(name, kind, tmp_path):
     model = zoo.build(name)
     model.compile("adam", "mse")
@@ -364,14 +366,110 @@ def refusal_codes(model, **fields):
     return {refusal.site.path: refusal.code for refusal in plan.refusals}
 
 
-def test_batchnorm_in_custom_code_is_found_and_refused():
-    model = Subclassed()
-    model(np.ones((2, 8), np.float32))
-    assert refusal_codes(model) == {
-        "holder/bns[0]": "custom-container",
-        "holder/bns[1][deep]": "custom-container",
-        "head/norm": "custom-container",
-    }
+class Positional(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.BatchNormalization()
+
+    def call(self, x, training=None):
+        return self.norm(x, training)
+
+
+class Failing(Positional):
+    def call(self, x, training=None):
+        raise NotImplementedError("no graph for this")
+
+
+class Masking(layers.Layer):
+    """Makes a mask inside, where no graph records it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.masking, self.norm = layers.Masking(), layers.BatchNormalization()
+
+    def call(self, x, training=None):
+        return self.norm(self.masking(x), training=training)
+
+
+def test_batchnorm_in_custom_code_is_swapped():
+    model, x = Subclassed(), tf.constant(np.random.default_rng(0).normal(size=(4, 32)), tf.float32)
+    model(x)
+    zoo.randomize(model)
+    before, expected = values(model), truth(model, x)
+    converted = ls.swap(model)
+    assert [swap.site.path for swap in converted.plan.swaps] == [
+        "holder/bns[0]",
+        "holder/bns[1][deep]",
+        "head/norm",
+    ]
+    assert values(model) == before
+    assert batchnorms(converted.model) == []
+    assert_close(converted.model(x), expected)
+    assert_close(converted.model.predict(x, verbose=0), expected)
+
+
+def custom(layer, shape=(4, 8)):
+    inputs = layers.Input(shape)
+    return tf_keras.Model(inputs, layer(inputs))
+
+
+def test_calls_that_groupnorm_can_t_take_are_refused():
+    assert refusal_codes(custom(Positional(name="own"))) == {"own/norm": "positional-argument"}
+    assert refusal_codes(custom(Masking(name="own"))) == {"own/norm": "masked"}
+
+
+def test_code_that_can_t_be_traced_is_refused():
+    model = custom(Positional(name="own"))
+    model.layers[1].call = Failing.call.__get__(model.layers[1])
+    (refusal,) = ls.plan(model).refusals
+    assert refusal.code == "untraceable"
+    assert "no graph for this" in refusal.reason
+
+
+def test_a_mask_that_ends_before_batchnorm_is_no_obstacle():
+    inner = tf_keras.Sequential(
+        [layers.Input((5, 16)), layers.Conv1D(16, 1), layers.BatchNormalization(name="norm")]
+    )
+    inputs = layers.Input((5,))
+    model = tf_keras.Model(inputs, inner(layers.Embedding(7, 16, mask_zero=True)(inputs)))
+    zoo.randomize(model)
+    x = tf.constant([[1.0, 2, 0, 0, 3]])
+    assert_close(ls.swap(model).model(x), truth(model, x))
+
+
+def test_a_layer_held_by_a_function_needs_inplace():
+    norm = layers.BatchNormalization()
+    inputs = layers.Input((4, 32))
+    norm(inputs)
+    model = tf_keras.Model(inputs, layers.Lambda(lambda x: norm(x))(inputs))
+    zoo.randomize_layer(norm)
+    x = zoo.sample(model)
+    expected = truth(model, x)
+    with pytest.raises(UnsupportedModelError, match="inplace=True"):
+        ls.swap(model)
+    assert_close(ls.swap(model, inplace=True).model(x), expected)
+    assert isinstance(norm, layers.GroupNormalization)
+
+
+def test_a_batchnorm_in_a_recurrent_cell_is_swapped():
+    inputs = layers.Input((5, 4))
+    model = tf_keras.Model(inputs, layers.RNN(NormCell())(inputs))
+    zoo.randomize(model)
+    x = zoo.sample(model)
+    expected = truth(model, x)
+    assert_close(ls.swap(model).model(x), expected)
+
+
+class NormCell(layers.Layer):
+    state_size = output_size = 16
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.norm = layers.Dense(16), layers.BatchNormalization()
+
+    def call(self, x, states, training=None):
+        h = self.norm(self.dense(x) + states[0], training=training)
+        return h, [h]
 
 
 def test_what_has_no_counterpart_is_refused():

@@ -1,11 +1,11 @@
 """The closed-form fit against the naive loops of the oracle and against the function itself."""
 
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracle
 from layerswap import moments
 from layerswap.records import Statistics
 

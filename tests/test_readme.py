@@ -35,7 +35,9 @@ def test_the_readme_s_commands_run_in_order(workplace, capfd):
     from layerswap.__main__ import run
 
     commands = [
-        line.removeprefix("$ ") for block in blocks(README, "console") for line in block.splitlines()
+        line.removeprefix("$ ")
+        for block in blocks(README, "console")
+        for line in block.splitlines()
     ]
     assert len(commands) > 5
     for command in commands:
@@ -95,7 +97,9 @@ def test_the_tolerances_in_the_documents_are_those_in_force():
 
 def test_the_policy_s_document_names_every_field_and_its_toml_is_valid(tmp_path):
     text = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))))
+    documented = set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)))
+    )
     assert documented == set(Policy.model_fields)
     (toml,) = blocks(text, "toml")
     (tmp_path / "layerswap.toml").write_text(toml)

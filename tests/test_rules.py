@@ -57,7 +57,10 @@ def decide(site, **fields):
 
 def test_a_swap_carries_what_batchnorm_had():
     site = make_site(
-        config={"gamma_regularizer": {"class_name": "L2", "config": {"l2": 0.1}}, "dtype": "float64"}
+        config={
+            "gamma_regularizer": {"class_name": "L2", "config": {"l2": 0.1}},
+            "dtype": "float64",
+        }
     )
     swap = decide(site, groups=8, epsilon="carry", weights="copy")
     assert isinstance(swap, Swap)

@@ -31,13 +31,18 @@ def randomize(model, seed=0):
     rng = np.random.default_rng(seed)
     for layer in model._flatten_layers():
         if isinstance(layer, BatchNormalizationBase) and layer.built:
-            size = layer.moving_mean.shape[0]
-            if layer.gamma is not None:
-                layer.gamma.assign(rng.normal(1.0, 0.4, size))
-            if layer.beta is not None:
-                layer.beta.assign(rng.normal(0.0, 0.5, size))
-            layer.moving_mean.assign(rng.normal(0.0, 0.7, size))
-            layer.moving_variance.assign(rng.uniform(0.3, 3.0, size))
+            randomize_layer(layer, rng)
+
+
+def randomize_layer(layer, rng=None):
+    rng = rng or np.random.default_rng(0)
+    size = layer.moving_mean.shape[0]
+    if layer.gamma is not None:
+        layer.gamma.assign(rng.normal(1.0, 0.4, size))
+    if layer.beta is not None:
+        layer.beta.assign(rng.normal(0.0, 0.5, size))
+    layer.moving_mean.assign(rng.normal(0.0, 0.7, size))
+    layer.moving_variance.assign(rng.uniform(0.3, 3.0, size))
 
 
 def sample(model, batch=3, seed=1):
@@ -125,7 +130,10 @@ def several_inputs_and_outputs():
 
 @builder
 def dictionaries():
-    inputs = {"left": layers.Input((6, 8), name="left"), "right": layers.Input((6, 8), name="right")}
+    inputs = {
+        "left": layers.Input((6, 8), name="left"),
+        "right": layers.Input((6, 8), name="right"),
+    }
     x = bn(name="norm")(layers.Concatenate()([inputs["left"], inputs["right"]]))
     return tf_keras.Model(inputs, {"sum": layers.Dense(3)(x), "norm": x})
 
@@ -253,7 +261,13 @@ def losses_in_the_graph():
 @builder
 def part_of_a_larger_model():
     larger = tf_keras.Sequential(
-        [layers.Input(IMAGE), layers.Conv2D(16, 3), bn(name="in"), layers.Conv2D(8, 3), bn(name="no")]
+        [
+            layers.Input(IMAGE),
+            layers.Conv2D(16, 3),
+            bn(name="in"),
+            layers.Conv2D(8, 3),
+            bn(name="no"),
+        ]
     )
     return tf_keras.Model(larger.input, larger.get_layer("in").output)
 

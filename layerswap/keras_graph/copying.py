@@ -80,16 +80,25 @@ def copy_model(model: Any) -> tuple[Any, Twins]:
             state = {**layer.__getstate__(), "_losses": []}
             shell.__setstate__({name: copy.deepcopy(value, memo) for name, value in state.items()})
     except Exception as error:  # whatever a user's object raises when it is copied
-        raise UnsupportedModelError(
-            f"the model can't be copied: {type(error).__name__}: {error}",
-            where=str(model.name),
-            hint="Swap in place with inplace=True (this changes the given model).",
-        ) from error
+        raise _uncopyable(model, f"{type(error).__name__}: {error}") from error
     for shell in shells:
         if vars(shell).get("_adapt_function") is not None:
             shell._adapt_function = None  # the original's; made anew when adapting again
     _rekey(memo)
-    return memo[id(model)], Twins(memo)
+    copied = memo[id(model)]
+    shared_layers = {id(layer) for layer in originals}
+    for found in find_layers(copied):
+        if id(found.layer) in shared_layers:  # functions are copied by reference
+            raise _uncopyable(model, f"'{found.path}' is held by a function")
+    return copied, Twins(memo)
+
+
+def _uncopyable(model: Any, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the model can't be copied: {reason}",
+        where=str(model.name),
+        hint="Swap in place with inplace=True (this changes the given model).",
+    )
 
 
 def _copy_autocast_variables(layer: Any, memo: dict[int, Any]) -> None:

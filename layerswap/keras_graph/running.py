@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_keras.layers import Embedding
 
 from layerswap.comparison import compare_parity, tolerance_for
-from layerswap.errors import ExportError, LoadError
+from layerswap.errors import ExportError, LoadError, reason_of
 from layerswap.keras_graph import storage
 from layerswap.keras_graph.walk import find_layers
 from layerswap.records import Array, Parity
@@ -53,9 +53,9 @@ def make_reference(
         if source is not None:
             before = tuple(answer(source, batch, outputs) for batch in drawn)
     except Exception as error:  # whatever a user's layer raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
-            f"the model fails on the random inputs that it is to be verified with: {reason[0]}",
+            "the model fails on the random inputs that it is to be verified with: "
+            + reason_of(error),
             where=str(model.name),
             hint="Export with --no-verify only if you verify the artifact yourself.",
         ) from error
@@ -64,13 +64,11 @@ def make_reference(
 
 
 def names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What Keras calls the inputs and the outputs; numbered where it has no names for them."""
-    inputs = tf.nest.flatten(_signature(model))
-    outputs = getattr(model, "output_names", None) or _numbered(model)
-    known = getattr(model, "input_names", None) or []
-    if len(known) != len(inputs):
-        known = [f"input_{i + 1}" for i in range(len(inputs))]
-    return tuple(known), tuple(outputs)
+    """What Keras calls the inputs and the outputs; empty where it has no names for them."""
+    inputs = getattr(model, "input_names", None) or []
+    if len(inputs) != len(tf.nest.flatten(_signature(model))):
+        inputs = [f"input_{i + 1}" for i in range(len(tf.nest.flatten(_signature(model))))]
+    return tuple(inputs), tuple(getattr(model, "output_names", None) or [])
 
 
 def reload_parity(model: Any, written: Path, reference: Reference) -> Parity:
@@ -124,11 +122,6 @@ def _numpy_dtype(name: str) -> Any:
     return np.str_ if name == "string" else tf.dtypes.as_dtype(name).as_numpy_dtype
 
 
-def _numbered(model: Any) -> list[str]:
-    count = len(tf.nest.flatten(model.compute_output_shape(model.input_shape)))
-    return [f"output_{i + 1}" for i in range(count)]
-
-
 def input_specs(model: Any, names: Sequence[str]) -> list[InputSpec]:
     """(name, shape, dtype) for each input, in Keras's order; shapes hold None where open.
 
@@ -164,11 +157,13 @@ def answer(model: Any, inputs: Arrays, names: Sequence[str]) -> Arrays:
     Args:
         model: a built model.
         inputs: one array per input, in Keras's order.
-        names: what to call the outputs, in the order in which Keras flattens them.
+        names: what to call the outputs, in the order in which Keras flattens them; numbered
+            where there are none.
     """
     tensors = [tf.convert_to_tensor(array) for array in inputs.values()]
     packed = tf.nest.pack_sequence_as(_signature(model), tensors)
     outputs = tf.nest.flatten(model(packed, training=False))
+    names = names or [f"output_{i + 1}" for i in range(len(outputs))]
     return {name: np.asarray(tensor) for name, tensor in zip(names, outputs, strict=True)}
 
 

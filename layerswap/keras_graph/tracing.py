@@ -37,7 +37,7 @@ def groupnorm_call(replacement: Replacement) -> Iterator[None]:
     with _LOCK:
         outer = getattr(_active, "replacement", None)
         _active.replacement = replacement
-        GroupNormalization.call = _dispatch
+        GroupNormalization.call = _traced_call
         try:
             yield
         finally:
@@ -46,9 +46,11 @@ def groupnorm_call(replacement: Replacement) -> Iterator[None]:
                 GroupNormalization.call = _stock_call
 
 
-@tf.autograph.experimental.do_not_convert
 def _dispatch(self: Any, inputs: Any, mask: Any = None) -> Any:
     replacement = getattr(_active, "replacement", None)
     if replacement is None or mask is not None:
         return _stock_call(self, inputs, mask)
     return replacement(self, inputs)
+
+
+_traced_call = tf.autograph.experimental.do_not_convert(_dispatch)

@@ -20,9 +20,7 @@ def snapshot(model: Any) -> list[tuple[Any, Any]]:
     return [(variable, np.asarray(variable)) for variable in variables(model)]
 
 
-def surviving(
-    before: list[tuple[Any, Any]], target: Any, twins: Twins
-) -> list[tuple[Any, Any]]:
+def surviving(before: list[tuple[Any, Any]], target: Any, twins: Twins) -> list[tuple[Any, Any]]:
     """(variable of the source, the target's that stands for it), for those still in use."""
     live = {id(variable) for variable in variables(target)}
     pairs = ((variable, twins.of(variable)) for variable, _ in before)

@@ -255,6 +255,82 @@ def test_a_revived_layer_and_its_own_class(tmp_path):
     assert not is_revived(known.get_layer("scale"))
 
 
+def stock_layers():
+    """Stock layers with regularizers, constraints, activations and functions of their own."""
+    layers = tf_keras.layers
+    x = layers.Input((8, 8, 3), name="image")
+    y = layers.Conv2D(8, 3, padding="same", kernel_regularizer="l2", bias_constraint="non_neg")(x)
+    y = layers.GroupNormalization(4, gamma_regularizer="l1", name="norm")(y)
+    y = layers.MaxPooling2D()(layers.Activation("swish")(y))
+    y = layers.Dropout(0.5)(layers.PReLU(shared_axes=[1, 2])(tf.nn.relu(y) + 1.0))
+    inner = tf_keras.Sequential([layers.Conv2D(8, 1), layers.LeakyReLU(0.2)], name="inner")
+    y = layers.Reshape((4, 32))(inner(y))
+    y = layers.Bidirectional(layers.LSTM(3))(layers.TimeDistributed(layers.Dense(4))(y))
+    model = tf_keras.Model(x, layers.Dense(2, activity_regularizer="l2", name="scores")(y))
+    model.get_layer("inner").trainable = False
+    return randomized(model)
+
+
+def is_traced(folder):
+    return b"call_and_return_all_conditional_losses" in (folder / "saved_model.pb").read_bytes()
+
+
+def test_without_traces_stock_layers_come_back_the_same(tmp_path):
+    model, x = stock_layers(), samples(3, 8, 8, 3)
+    model.compile("adam", "mse", metrics=["mae"])
+    save(model, tmp_path / "lean", "savedmodel")
+    tf_keras.models.save_model(model, tmp_path / "traced", save_format="tf")
+    assert is_traced(tmp_path / "traced")
+    assert not is_traced(tmp_path / "lean")
+    lean, traced = (tf_keras.models.load_model(tmp_path / name) for name in ("lean", "traced"))
+    assert not any(is_revived(layer) for layer in lean._flatten_layers())
+    assert lean.get_config() == traced.get_config()
+    assert lean.optimizer.get_config() == traced.optimizer.get_config()
+    for ours, theirs in zip(lean._flatten_layers(), traced._flatten_layers(), strict=True):
+        assert type(ours) is type(theirs)
+        assert ours.name == theirs.name
+        assert ours.trainable == theirs.trainable
+    for other in (model, traced):
+        np.testing.assert_array_equal(lean(x), other(x))
+        np.testing.assert_array_equal(lean.losses, other.losses)
+        for ours, theirs in zip(lean.weights, other.weights, strict=True):
+            assert ours.name == theirs.name
+            np.testing.assert_array_equal(ours, theirs)
+    served = tf.saved_model.load(tmp_path / "lean").signatures["serving_default"]
+    np.testing.assert_allclose(served(image=x)["scores"], model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Scale(name="scale"),
+        tf_keras.layers.TimeDistributed(Scale(name="scale")),
+        tf_keras.layers.Dense(2, activation=tf.math.sin, name="sine"),
+        tf_keras.layers.Dense(
+            2, kernel_initializer=lambda shape, dtype: tf.ones(shape), name="ones"
+        ),
+        tf_keras.layers.ReLU(activity_regularizer="l2"),
+        tf_keras.Sequential([tf_keras.layers.Dense(2), Scale(name="scale")]),
+    ],
+)
+def test_what_a_configuration_leaves_out_is_traced(tmp_path, layer):
+    wide = tf_keras.layers.Reshape((2, 2))
+    model, x = small(wide, layer), samples(3, 6)
+    save(model, tmp_path / "m", "savedmodel")
+    assert is_traced(tmp_path / "m")
+    loaded = tf_keras.models.load_model(tmp_path / "m")
+    np.testing.assert_array_equal(loaded(x), model(x))
+    np.testing.assert_array_equal(loaded.losses, model.losses)
+
+
+def test_a_loss_added_to_the_model_is_traced(tmp_path):
+    model = small()
+    model.add_loss(lambda: tf.reduce_sum(model.get_layer("dense").kernel))
+    save(model, tmp_path / "m", "savedmodel")
+    loaded = tf_keras.models.load_model(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.losses, model.losses)
+
+
 # --- custom objects -------------------------------------------------------------------------
 
 

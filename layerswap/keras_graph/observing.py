@@ -1,0 +1,171 @@
+"""Sees how code that no graph records calls its BatchNormalization layers, by tracing it.
+
+A custom layer, a wrapper or a subclassed model is called once on symbolic inputs, for inference
+and for training, while BatchNormalization notes how it is called. Nothing is computed, and no
+variable is touched.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+from tf_keras.backend import floatx
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
+
+from layerswap.errors import reason_of
+from layerswap.keras_graph.walk import Found
+
+_LOCK = threading.RLock()
+_active = threading.local()
+_stock_call = BatchNormalizationBase.call
+
+
+@dataclass(slots=True)
+class Observed:
+    """How a BatchNormalization is called by code.
+
+    Attributes:
+        calls: how often, for inference.
+        shapes: of its inputs.
+        masked: whether a mask came with an input.
+        obstacles: code → reason: calls that GroupNormalization can't take.
+    """
+
+    calls: int = 0
+    shapes: list[Any] = field(default_factory=list)
+    masked: bool = False
+    obstacles: dict[str, str] = field(default_factory=dict)
+
+
+def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
+    """Traces what hosts the given layers.
+
+    Args:
+        model: the model that they were found in.
+        batchnorms: those without a host are left out.
+
+    Returns:
+        By `id` of the layer.
+    """
+    observed = {id(f.layer): Observed() for f in batchnorms if f.host is not None}
+    hosts = {id(f.host): f.host for f in batchnorms if f.host is not None}
+    for host in hosts.values():
+        guests = [observed[id(f.layer)] for f in batchnorms if f.host is host]
+        try:
+            for call in _recorded_calls(model, host):
+                for training in (False, True):
+                    with _noting(observed, training):
+                        _trace(host.layer, call, training)
+        except Exception as error:  # whatever the user's code raises
+            name = host.path or type(host.layer).__name__
+            why = reason_of(error)
+            reason = f"how '{name}' calls it can't be seen, since tracing it fails: {why}"
+            for guest in guests:
+                guest.obstacles["untraceable"] = reason
+    return observed
+
+
+Call = tuple[Any, Any]
+
+
+def _recorded_calls(model: Any, host: Found) -> Iterator[Call]:
+    """(positional, keyword) arguments of each call, with a TensorSpec for each tensor."""
+    if host.nodes:
+        for node in host.nodes:
+            yield node.call_args, node.call_kwargs
+        return
+    layer = host.layer
+    spec = layer._saved_model_arg_spec
+    if spec is not None:
+        yield tuple(spec[0]), dict(spec[1])
+    elif layer._build_input_shape is not None:
+        shapes = layer._build_input_shape
+        yield (tf.nest.map_structure(_spec_of_shape, _as_shapes(shapes)),), {}
+
+
+def _as_shapes(shape: Any) -> Any:
+    if isinstance(shape, tf.TensorShape) or all(d is None or isinstance(d, int) for d in shape):
+        return tf.TensorShape(shape)
+    if isinstance(shape, dict):
+        return {name: _as_shapes(item) for name, item in shape.items()}
+    return [_as_shapes(item) for item in shape]
+
+
+def _spec_of_shape(shape: Any) -> Any:
+    return tf.TensorSpec(shape, floatx())
+
+
+def _trace(layer: Any, call: Call, training: bool) -> None:
+    arguments = tf.nest.flatten(call)
+    symbolic = [i for i, value in enumerate(arguments) if _spec(value) is not None]
+    specs = [_spec(arguments[i]) for i in symbolic]
+    masks = [getattr(arguments[i], "_keras_mask", None) for i in symbolic]
+
+    def run(tensors: Sequence[Any], mask_tensors: Sequence[Any]) -> int:
+        filled = list(arguments)
+        for index, tensor, mask in zip(symbolic, tensors, mask_tensors, strict=True):
+            if mask is not None:
+                tensor._keras_mask = mask
+            filled[index] = tensor
+        args, kwargs = tf.nest.pack_sequence_as(call, filled)
+        if layer._expects_training_arg:
+            kwargs = {**kwargs, "training": training}
+            args = args[:1] if "training" in layer._call_spec.arg_names[1 : len(args)] else args
+        layer(*args, **kwargs)
+        return 0
+
+    mask_specs = [None if mask is None else tf.TensorSpec(mask.shape, mask.dtype) for mask in masks]
+    tf.function(run, autograph=False).get_concrete_function(specs, mask_specs)
+
+
+def _spec(value: Any) -> Any:
+    """The spec of a symbolic or concrete tensor; None for anything else."""
+    if isinstance(value, tf.TypeSpec):
+        return value
+    return getattr(value, "type_spec", None) or (
+        tf.TensorSpec.from_tensor(value) if isinstance(value, tf.Tensor) else None
+    )
+
+
+@contextmanager
+def _noting(observed: dict[int, Observed], training: bool) -> Iterator[None]:
+    """Within the block BatchNormalization layers note how this thread calls them."""
+
+    def note(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
+        seen = observed.get(id(layer))
+        if seen is None:
+            return
+        seen.calls += not training
+        seen.shapes.append(inputs.shape)
+        seen.masked |= kwargs.get("mask") is not None
+        if args:
+            seen.obstacles["positional-argument"] = (
+                "it is called with a second positional argument, which GroupNormalization takes "
+                "for a mask; pass training by name"
+            )
+        if not inputs.dtype.is_floating:
+            seen.obstacles["integer-input"] = f"its input is {inputs.dtype.name}"
+
+    with _LOCK:
+        _active.note = note
+        BatchNormalizationBase.call = _dispatch
+        try:
+            yield
+        finally:
+            _active.note = None
+            BatchNormalizationBase.call = _stock_call
+
+
+def _call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    note: Callable[..., None] | None = getattr(_active, "note", None)
+    if note is not None:
+        note(self, inputs, args, kwargs)
+    return _stock_call(self, inputs, *args, **kwargs)
+
+
+_dispatch = tf.autograph.experimental.do_not_convert(_call)

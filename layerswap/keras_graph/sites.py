@@ -1,0 +1,168 @@
+"""Describes each BatchNormalization of a model as plain data, with what rules out a swap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
+
+from layerswap.keras_graph.observing import Observed, observe
+from layerswap.keras_graph.storage import is_revived
+from layerswap.keras_graph.walk import Found, find_batchnorms, is_masked, variables
+from layerswap.records import Finding, Obstacle, Site, Statistics
+
+Shape = tuple[int | None, ...]
+
+# What a subclass may define and still compute as BatchNormalization does.
+HARMLESS = {"__init__", "get_config", "from_config"}
+_MASKED = (
+    "a mask reaches it, which stock GroupNormalization doesn't apply as BatchNormalization does"
+)
+
+
+def find_sites(model: Any) -> tuple[list[Site], dict[str, Statistics]]:
+    """Every BatchNormalization of a model, and what each learned, by path.
+
+    Layers that a graph calls are described from the graph; those that other code calls, from a
+    trace of that code, once for inference and once for training.
+
+    Args:
+        model: a tf_keras model; its weights aren't touched.
+    """
+    batchnorms = find_batchnorms(model)
+    observed = observe(model, batchnorms)
+    sites = [_describe(found, observed.get(id(found.layer))) for found in batchnorms]
+    return sites, read_all_statistics(model)
+
+
+def read_all_statistics(model: Any) -> dict[str, Statistics]:
+    """What each BatchNormalization learned, by path, for those that have weights."""
+    learned = ((f.path, read_statistics(f.layer)) for f in find_batchnorms(model))
+    return {path: statistics for path, statistics in learned if statistics is not None}
+
+
+def read_statistics(layer: Any) -> Statistics | None:
+    """What a BatchNormalization learned, in float64; None where it has no weights yet."""
+    if not layer.built:
+        return None
+    mean = _float64(layer.moving_mean)
+    return Statistics(
+        gamma=np.ones_like(mean) if layer.gamma is None else _float64(layer.gamma),
+        beta=np.zeros_like(mean) if layer.beta is None else _float64(layer.beta),
+        mean=mean,
+        variance=_float64(layer.moving_variance),
+    )
+
+
+def find_nonfinite(model: Any) -> Iterator[Finding]:
+    """A warning for each variable that holds NaN or Inf."""
+    for variable in variables(model):
+        if not variable.dtype.is_floating:
+            continue
+        values = np.asarray(variable).astype(np.float32)
+        bad = int(values.size - np.isfinite(values).sum())
+        if bad:
+            yield Finding(
+                "nonfinite-weights",
+                "warning",
+                variable.name.removesuffix(":0"),
+                f"{bad} of {values.size} values are NaN or Inf",
+                "Repair or retrain the model: its output can't be trusted.",
+            )
+
+
+def _describe(found: Found, observed: Observed | None) -> Site:
+    layer = found.layer
+    axes = _axes(layer)
+    shape = _input_shape(found, observed)
+    rank = len(shape) if shape is not None else None
+    axis = axes[0] if len(axes) == 1 else None
+    if axis is not None and rank is not None and axis < 0:
+        axis += rank
+    spatial = channels = None
+    if layer.built and shape is not None and axis is not None and not layer.virtual_batch_size:
+        channels = int(layer.moving_mean.shape[0])
+        shape = (*shape[:axis], channels, *shape[axis + 1 :])
+        others = [size for i, size in enumerate(shape) if i not in (0, axis)]
+        spatial = None if None in others else math.prod(size for size in others if size)
+    obstacles = _obstacles(found, observed)
+    return Site(
+        path=found.path,
+        class_name=type(layer).__name__,
+        config={**layer.get_config(), "axis": axes},
+        channels=channels,
+        axis=axis,
+        rank=rank,
+        calls=max(observed.calls if observed else found.calls, 1),
+        spatial=spatial,
+        shape=shape or (),
+        trainable=bool(layer.trainable),
+        obstacles=tuple(Obstacle(code, reason) for code, reason in obstacles.items()),
+    )
+
+
+def _axes(layer: Any) -> list[int]:
+    axis = layer.axis
+    return [int(a) for a in axis] if isinstance(axis, list | tuple) else [int(axis)]
+
+
+def _input_shape(found: Found, observed: Observed | None) -> Shape | None:
+    """The input's shape at the call with the fewest positions; None when unbuilt."""
+    known = [node.keras_inputs[0].shape for node in found.nodes if node.keras_inputs]
+    if observed and observed.shapes:
+        known = list(observed.shapes)
+    if not known and found.layer._build_input_shape is not None:
+        known = [found.layer._build_input_shape]
+    shapes: list[Shape] = [
+        tuple(shape.as_list()) for shape in map(tf.TensorShape, known) if shape.rank is not None
+    ]
+
+    def positions(shape: Shape) -> float:
+        return math.prod(math.inf if size is None else float(size) for size in shape[1:])
+
+    return min(shapes, key=positions, default=None)
+
+
+def _obstacles(found: Found, observed: Observed | None) -> dict[str, str]:
+    layer, kind = found.layer, type(found.layer)
+    obstacles = dict(found.obstacles)
+    foreign = sorted((_own_methods(kind) | ({"call"} & vars(layer).keys())) - HARMLESS)
+    if is_revived(layer):
+        obstacles["revived"] = (
+            "it was read from a SavedModel without its class: the traced call would go on as before"
+        )
+    elif foreign:
+        obstacles["overridden-call"] = (
+            f"'{kind.__name__}' overrides {', '.join(foreign)}, so what it computes isn't known"
+        )
+    if getattr(layer, "adjustment", None) is not None:
+        obstacles["adjustment"] = "its adjustment function has no counterpart in GroupNormalization"
+    if any(len(node.keras_inputs) > 1 for node in found.nodes):
+        obstacles["tensor-argument"] = "it is called with a tensor as an argument (training or mask)"
+    if any(map(is_masked, found.nodes)):
+        obstacles["masked"] = _MASKED
+    if observed is not None:
+        obstacles |= observed.obstacles
+        if observed.masked:
+            obstacles["masked"] = _MASKED
+    return obstacles
+
+
+def _own_methods(kind: type) -> set[str]:
+    """What the classes below Keras's own define."""
+    own = (base for base in kind.__mro__ if issubclass(base, BatchNormalizationBase))
+    return {
+        name
+        for base in own
+        if not base.__module__.startswith(("tf_keras.src.", "keras.src."))
+        for name, value in vars(base).items()
+        if callable(value) or isinstance(value, property | classmethod | staticmethod)
+    }
+
+
+def _float64(variable: Any) -> Any:
+    return np.asarray(tf.cast(variable, tf.float64), dtype=np.float64)
