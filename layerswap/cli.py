@@ -121,12 +121,13 @@ def plan(
 
     policy = _policy(fields)
     _check_report(output_file, force, model)
+    from layerswap import conversion, exporting
+    from layerswap.keras_graph.startup import start_tensorflow
+    from layerswap.records import Report
+
+    exporting.require_keras()
     with _progress(quiet) as say:
         say("load")
-        from layerswap import conversion
-        from layerswap.keras_graph.startup import start_tensorflow
-        from layerswap.records import Report
-
         start_tensorflow()
         loaded = conversion.load(model, custom_objects=_import(custom_objects), unsafe=unsafe)
         say("plan")
@@ -167,14 +168,20 @@ def convert(
     **fields: Any,
 ) -> int:
     """Load IN, swap every BatchNormalization, write OUT and prove that it computes the same."""
+    from layerswap import conversion
+    from layerswap.keras_graph.startup import start_tensorflow
+
     policy = _policy(fields)
     _check_report(output_file, force, source, target, f"{target}.ref.npz")
     try:
         with _progress(quiet) as say:
-            from layerswap import conversion
-            from layerswap.keras_graph.startup import start_tensorflow
+            # TensorFlow comes with the first stage: what can be said without it is said at once.
+            def announce(stage: str) -> None:
+                say(stage)
+                start_tensorflow()
 
-            start_tensorflow()
+            if custom_objects:
+                start_tensorflow()
             report = conversion.convert(
                 source,
                 target,
@@ -187,7 +194,7 @@ def convert(
                 allow_no_batchnorm=allow_no_batchnorm,
                 custom_objects=_import(custom_objects),
                 unsafe=unsafe,
-                progress=say,
+                progress=announce,
             )
     except LayerswapError as error:
         # A problem of the model is a result, too: whoever asked for a report gets one.

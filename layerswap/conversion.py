@@ -55,14 +55,21 @@ def plan(model: Any, policy: Policy | None = None, **fields: Any) -> SwapPlan:
     """
     policy = _policy(policy, fields)
     model, source = _model(model)
+    from layerswap.keras_graph.precision import find_imprecise
     from layerswap.keras_graph.sites import find_nonfinite, find_sites
 
     sites, statistics = find_sites(model)
-    return planning.make_plan(source, sites, statistics, policy, find_nonfinite(model))
+    made = planning.make_plan(source, sites, statistics, policy, find_nonfinite(model))
+    return replace(made, findings=(*made.findings, *find_imprecise(made)))
 
 
 def swap(
-    model: Any, policy: Policy | None = None, *, inplace: bool = False, **fields: Any
+    model: Any,
+    policy: Policy | None = None,
+    *,
+    inplace: bool = False,
+    self_check: bool = True,
+    **fields: Any,
 ) -> Converted:
     """Replaces BatchNormalization by GroupNormalization and fits the new γ and β.
 
@@ -70,16 +77,18 @@ def swap(
         model: a tf_keras model, or the path of one.
         policy: what is wanted; or give its fields as keyword arguments.
         inplace: change the given model instead of a copy.
+        self_check: prove on the result that no BatchNormalization is left and that every new
+            layer computes what it should.
 
     Raises:
         IndivisibleChannelsError, UnsupportedModelError: layers can't be swapped; all are listed,
             and nothing was changed.
         PolicyError: as for `plan`.
-        TransferError: a variable would be unaccounted for.
+        TransferError: a variable is unaccounted for, or the self-check failed.
     """
     policy = _policy(policy, fields)
     model, _ = _model(model)
-    return _apply(model, plan(model, policy), inplace)
+    return _apply(model, plan(model, policy), inplace, self_check)
 
 
 def _policy(policy: Policy | None, fields: Mapping[str, Any]) -> Policy:
@@ -111,9 +120,9 @@ def _timed(stage: str, seconds: dict[str, float], say: Progress) -> Iterator[Non
     seconds[stage] = time.perf_counter() - start
 
 
-def _apply(model: Any, made: SwapPlan, inplace: bool) -> Converted:
+def _apply(model: Any, made: SwapPlan, inplace: bool, self_check: bool) -> Converted:
     planning.raise_refusals(made)
-    from layerswap.keras_graph import compiling, copying, rebuild, weights
+    from layerswap.keras_graph import compiling, copying, rebuild, selfcheck, weights
     from layerswap.keras_graph.sites import read_all_statistics
 
     before = weights.snapshot(model)
@@ -125,6 +134,8 @@ def _apply(model: Any, made: SwapPlan, inplace: bool) -> Converted:
     for source in models:
         compiling.recompile(source, twins.of(source), pairs)
     log = weights.account(before, target, twins, made)
+    if self_check:
+        selfcheck.check_swap(target, made)
     return Converted(target, made, log, None if inplace else model)
 
 
@@ -179,7 +190,7 @@ def convert(
             )
         planning.raise_refusals(made)
     with _timed("swap", seconds, say):
-        converted = _apply(model, made, inplace=False)
+        converted = _apply(model, made, inplace=False, self_check=True)
     stages = _Stages(seconds, say)
     artifact = export(
         converted,

@@ -100,3 +100,21 @@ def match(statistics: Statistics, groups: int, epsilon: float, groupnorm_epsilon
         gamma=slope * np.sqrt(variance + groupnorm_epsilon),
         beta=statistics.beta + slope * (mean - statistics.mean),
     )
+
+
+def normalize_groups(x: Float64, groups: int, epsilon: float, axis: int) -> Float64:
+    """GroupNormalization without γ and β, by definition: (x − m)/√(V + ε) per sample and group.
+
+    Args:
+        x: rank 2 or more, the batch first.
+        groups: a divisor of the size of `axis`.
+        epsilon: added to each variance.
+        axis: the channels', counted from 0; not 0.
+    """
+    first = np.moveaxis(x, axis, 1)
+    grouped = first.reshape(x.shape[0], groups, -1)
+    mean = grouped.mean(axis=2, keepdims=True)
+    variance = ((grouped - mean) ** 2).mean(axis=2, keepdims=True)
+    normal = (grouped - mean) / np.sqrt(variance + epsilon)
+    result: Float64 = np.moveaxis(normal.reshape(first.shape), 1, axis)
+    return result

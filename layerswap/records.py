@@ -64,6 +64,7 @@ class Site:
         shape: the input's, None where not fixed; with several calls, that of the smallest
             `spatial`. Empty when unbuilt.
         trainable: the layer's own flag.
+        consumers_cast: whether all layers that use the output cast it to their own type.
         obstacles: what rules out a swap whatever the policy says.
     """
 
@@ -77,6 +78,7 @@ class Site:
     spatial: int | None = None
     shape: tuple[int | None, ...] = ()
     trainable: bool = True
+    consumers_cast: bool = False
     obstacles: tuple[Obstacle, ...] = ()
 
 

@@ -78,6 +78,8 @@ def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
     axis, channels = _choose_axis(site, policy)
     groups = _choose_groups(site, policy, channels)
     config: dict[str, Any] = {key: site.config[key] for key in CARRIED if key in site.config}
+    if _dtype_name(config.get("dtype")).startswith("mixed_") and site.consumers_cast:
+        config["dtype"] = "float32"  # in 16 bits a group's variance may overflow
     config |= {
         "groups": groups,
         "axis": axis,
@@ -247,9 +249,13 @@ def _notes(swap: Swap, statistics: Statistics | None) -> Iterator[Finding]:
         )
         if swap.weights == "reset":
             yield warn("frozen-reset", "γ and β are reset in a layer that doesn't train")
-    dtype = _dtype_name(config.get("dtype"))
-    if "16" in dtype:
-        yield warn("sixteen-bit", f"under {dtype}, GroupNormalization computes in 16 bits")
+    if _dtype_name(site.config.get("dtype")) != _dtype_name(config.get("dtype")):
+        yield Finding(
+            "float32-statistics",
+            "info",
+            site.path,
+            "computes in float32, since all that uses its output casts it",
+        )
     if config["epsilon"] == 0:
         yield warn("zero-epsilon", "epsilon is 0: a constant group gives NaN", "Set epsilon.")
     if statistics is None or swap.weights == "reset":

@@ -6,6 +6,7 @@ walk, the rules or the transfer.
 """
 
 import contextlib
+import re
 
 import numpy as np
 import pytest
@@ -542,20 +543,49 @@ def test_errors_share_one_base():
         assert issubclass(kind, LayerswapError)
 
 
-def test_a_mixed_precision_model_keeps_its_policy():
-    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+def under(policy, name, **kwargs):
+    tf_keras.mixed_precision.set_global_policy(policy)
     try:
-        model = zoo.build("sequential")
+        return zoo.build(name, **kwargs)
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
-    x = zoo.sample(model)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_16_bit_models_get_statistics_in_float32(policy):
+    model = under(policy, "sequential")
+    norm = model.layers[1]
+    norm.moving_mean.assign(np.full(32, 100.0))
+    norm.moving_variance.assign(np.full(32, 300.0**2))
     converted = ls.swap(model)
-    (layer,) = groupnorms(converted.model)
-    assert layer.dtype_policy.name == "mixed_float16"
-    assert layer.gamma.dtype == tf.float32
-    assert converted.model(x).dtype == tf.float16
-    assert "sixteen-bit" in {note.code for note in converted.plan.notes}
-    assert_close(converted.model(x), truth(model, x), 2e-2)
+    layer = converted.model.layers[1]
+    assert layer.dtype_policy.name == "float32"
+    assert converted.model.output.dtype == model.output.dtype
+    assert [n.code for n in converted.plan.notes] == ["float32-statistics"]
+    x = np.random.default_rng(0).normal(100, 300, (2, 6, 6, 32))
+    x = tf.cast(x, norm.compute_dtype)
+    exact = np.asarray(tf.cast(x, tf.float64))
+    gamma, beta = (np.asarray(v, np.float64) for v in (layer.gamma, layer.beta))
+    expected = oracle.group_norm(exact, layer.groups, gamma, beta, layer.epsilon)
+    error = np.abs(np.asarray(layer(x), np.float64) - expected).max()
+    normal = (exact - 100) / np.sqrt(300.0**2 + norm.epsilon)
+    normal = normal * np.asarray(norm.gamma) + np.asarray(norm.beta)
+    assert error <= np.abs(np.asarray(tf.cast(norm(x), tf.float64)) - normal).max()
+    assert_close(converted.model(zoo.sample(model)), truth(model, zoo.sample(model)), 5e-2)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_16_bit_models_whose_operators_want_that_type_are_warned_of_in_numbers(policy):
+    model = under(policy, "residual")  # the first goes into tf.nn.relu
+    converted = ls.swap(model)
+    assert converted.model.get_layer("a").dtype_policy.name == policy
+    assert converted.model.get_layer("b").dtype_policy.name == "float32"
+    (warning,) = [n for n in converted.plan.notes if n.code == "sixteen-bit"]
+    assert warning.where == "a"
+    assert re.search(r"its error is [\d.e+-]+, BatchNormalization's was [\d.e+-]+", warning.message)
+    x = zoo.sample(model)
+    assert converted.model(x).dtype == model(x).dtype
+    assert_close(converted.model(x), truth(model, x), 0.1)
 
 
 def test_losses_of_the_copy_are_its_own():

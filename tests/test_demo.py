@@ -1,4 +1,4 @@
-"""The demonstration: what it prints is computed, what it writes is right, failures say what to do."""
+"""The demonstration: what it prints is computed, what it writes is right, failures are clear."""
 
 import io
 import os
@@ -97,10 +97,8 @@ def test_the_onnx_file_is_written_and_verified(printed, folder):
     assert parity.ok
     text = " ".join(printed.split())
     assert f"Exported to {folder / 'digits_gn.onnx'}" in text
-    assert (
-        f"Verified in onnxruntime at batch sizes 1, 3: largest difference from Keras {parity.max_absolute:.1e}"
-        in text
-    )
+    assert "Verified in onnxruntime at batch sizes 1, 3:" in text
+    assert f"largest difference from Keras {parity.max_absolute:.1e}" in text
 
 
 def test_a_second_run_replaces_what_the_first_wrote(printed, folder):

@@ -210,10 +210,16 @@ def test_a_constraint_that_the_fit_violates_is_refused_unless_overridden(constra
     ("change", "code"),
     [
         ({"trainable": False}, "frozen"),
-        ({"config": {"dtype": "mixed_float16"}}, "sixteen-bit"),
         (
-            {"config": {"dtype": {"class_name": "Policy", "config": {"name": "mixed_bfloat16"}}}},
-            "sixteen-bit",
+            {"config": {"dtype": "mixed_float16"}, "consumers_cast": True},
+            "float32-statistics",
+        ),
+        (
+            {
+                "config": {"dtype": {"class_name": "Policy", "config": {"name": "mixed_bfloat16"}}},
+                "consumers_cast": True,
+            },
+            "float32-statistics",
         ),
     ],
 )
@@ -245,3 +251,11 @@ def test_dead_channels_are_warned_of():
 )
 def test_epsilon(fields, epsilon):
     assert decide(make_site(), **fields).config["epsilon"] == epsilon
+
+
+def test_a_16_bit_layer_stays_one_where_its_consumers_want_that():
+    site = make_site(config={"dtype": "mixed_float16"})
+    assert decide(site).config["dtype"] == "mixed_float16"
+    assert decide(make_site(config={"dtype": "float16"}, consumers_cast=True)).config["dtype"] == (
+        "float16"
+    )

@@ -22,7 +22,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_keras.protobuf import saved_metadata_pb2
 
 from layerswap.atomic import is_saved_model
-from layerswap.errors import LoadError
+from layerswap.errors import LoadError, reason_of
 
 KERAS_3_HINT = (
     "A Keras 3 model has to be rebuilt under tf_keras (set TF_USE_LEGACY_KERAS=1 before "
@@ -158,15 +158,9 @@ def explained(error: Exception) -> LoadError:
     if found := _UNKNOWN.search(str(error)):
         return _unknown(found[1])
     return LoadError(
-        f"tf_keras can't rebuild the model: {first_line(error)}",
+        f"tf_keras can't rebuild the model: {reason_of(error)[:300]}",
         hint="The file is damaged, or another version of Keras wrote it: save it again.",
     )
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of a message that may be long, or the error's name."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
 
 
 def _check_config(config: Any, version: Any) -> None:

@@ -14,7 +14,7 @@ from layerswap.comparison import compare_parity, tolerance_for
 from layerswap.errors import ExportError, LoadError, reason_of
 from layerswap.keras_graph import storage
 from layerswap.keras_graph.walk import find_layers
-from layerswap.records import Array, Parity
+from layerswap.records import Parity
 from layerswap.references import Arrays, InputSpec, Reference, random_inputs
 
 # One sample alone and several: what is right at one batch size may be wrong at another.
@@ -187,4 +187,3 @@ def _signature(model: Any) -> Any:
             hint="Call the model once on sample data before the export.",
         )
     return spec[0][0]
-

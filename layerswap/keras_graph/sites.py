@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tf_keras.layers import Lambda
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from layerswap.keras_graph.observing import Observed, observe
@@ -101,7 +103,25 @@ def _describe(found: Found, observed: Observed | None) -> Site:
         spatial=spatial,
         shape=shape or (),
         trainable=bool(layer.trainable),
+        consumers_cast=_consumers_cast(found),
         obstacles=tuple(Obstacle(code, reason) for code, reason in obstacles.items()),
+    )
+
+
+def _consumers_cast(found: Found) -> bool:
+    """Whether all that uses the output casts it to its own type, so that it may be float32.
+
+    Keras's layers do; operators (`bn(x) + y`), functions and code of one's own need not, and an
+    output of the model would change its type.
+    """
+    if found.host is not None or found.is_output or not found.nodes:
+        return False
+    consumers = [node.layer for node in found.layer._outbound_nodes]
+    return all(
+        layer._autocast
+        and type(layer).__module__.startswith("tf_keras.src.")
+        and not isinstance(layer, TFOpLambda | SlicingOpLambda | Lambda)
+        for layer in consumers
     )
 
 
@@ -142,7 +162,9 @@ def _obstacles(found: Found, observed: Observed | None) -> dict[str, str]:
     if getattr(layer, "adjustment", None) is not None:
         obstacles["adjustment"] = "its adjustment function has no counterpart in GroupNormalization"
     if any(len(node.keras_inputs) > 1 for node in found.nodes):
-        obstacles["tensor-argument"] = "it is called with a tensor as an argument (training or mask)"
+        obstacles["tensor-argument"] = (
+            "it is called with a tensor as an argument (training or mask)"
+        )
     if any(map(is_masked, found.nodes)):
         obstacles["masked"] = _MASKED
     if observed is not None:

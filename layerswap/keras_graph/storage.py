@@ -18,7 +18,7 @@ import tf_keras
 from tf_keras.src.layers.serialization import get_builtin_layer
 
 from layerswap.atomic import StrPath, replacing
-from layerswap.errors import ExportError, LayerswapError, LoadError, UsageError
+from layerswap.errors import ExportError, LayerswapError, LoadError, UsageError, reason_of
 from layerswap.keras_graph import inspection
 from layerswap.keras_graph.serving import serving_signature
 
@@ -111,7 +111,7 @@ def save(
                 raise  # the file system's fault, not the model's
             others = " or ".join(name for name in _WRITERS if name != format)
             raise ExportError(
-                f"the model can't be saved as {format}: {inspection.first_line(error)}",
+                f"the model can't be saved as {format}: {reason_of(error)[:300]}",
                 where=os.fspath(path),
                 hint=f"Another format may hold it: {others}.",
             ) from error

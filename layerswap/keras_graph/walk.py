@@ -10,7 +10,7 @@ import functools
 import inspect
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Found:
         nodes: those records.
         host: the outermost layer around it whose own code decides how it is called; None where
             graphs alone do.
+        is_output: whether an output of a graph is the layer's own.
         obstacles: code → reason: what rules out a change because of where the layer lives.
     """
 
@@ -43,6 +44,7 @@ class Found:
     calls: int = 0
     nodes: list[Any] = field(default_factory=list)
     host: Found | None = None
+    is_output: bool = False
     obstacles: dict[str, str] = field(default_factory=dict)
 
 
@@ -107,9 +109,10 @@ class _Walk:
         known.calls += found.calls
         known.nodes += found.nodes
         known.host = known.host or found.host
+        known.is_output |= found.is_output
         known.obstacles |= found.obstacles
         if runs_its_graph(found.layer):  # the calls inside it count once more
-            again = Found(known.path, known.layer, found.calls, [], known.host, found.obstacles)
+            again = replace(known, calls=found.calls, nodes=[], obstacles=found.obstacles)
             self.descend(again, parents)
 
     def descend(self, found: Found, parents: tuple[int, ...]) -> None:
@@ -146,11 +149,13 @@ def _children(parent: Found) -> Iterator[Found]:
         host = parent
     named: set[int] = set()
     if isinstance(layer, Functional | Sequential):
+        last = {id(t._keras_history.layer) for t in tf.nest.flatten(layer.outputs or [])}
         for child in layer.layers:
             named.add(id(child))
             nodes = _graph_nodes(layer, child)
-            found = Found(prefix + child.name, child, parent.calls, nodes, host, dict(inherited))
-            found.calls *= max(len(nodes), 1)
+            calls = parent.calls * max(len(nodes), 1)
+            found = Found(prefix + child.name, child, calls, nodes, host)
+            found.is_output, found.obstacles = id(child) in last, dict(inherited)
             if host is None and any(map(is_masked, nodes)):
                 # Only running it shows how far inside a mask gets.
                 found.host = found
@@ -158,7 +163,9 @@ def _children(parent: Found) -> Iterator[Found]:
     for name, child in _attributes(layer):
         if id(child) not in named:
             named.add(id(child))
-            yield Found(prefix + name, child, parent.calls, [], host, dict(inherited))
+            yield Found(
+                prefix + name, child, parent.calls, host=host, obstacles=dict(inherited)
+            )
 
 
 def _graph_nodes(container: Any, layer: Any) -> list[Any]:

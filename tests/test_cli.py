@@ -1,0 +1,653 @@
+"""The commands, run in this process; what only a process of its own shows, in one."""
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers
+
+from layerswap import checking, exporting
+from layerswap.__main__ import run
+from layerswap.records import Report, SwapPlan, from_json
+
+OUTPUTS = {"keras": "out.keras", "h5": "out.h5", "savedmodel": "out", "onnx": "out.onnx"}
+SUMMARY = "8 BatchNormalization layers: 8 to swap, 0 skipped, 0 refused"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def command(here, capsys):
+    """Runs a command; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        code = run(list(map(str, arguments)))
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def save(model, path):
+    tf_keras.models.save_model(model, path)
+    return path
+
+
+def plan_json(command, *arguments):
+    code, out, _ = command("plan", *arguments, "--report-format", "json")
+    assert code in (0, 1)
+    return from_json(SwapPlan, out)
+
+
+# --- plan ---------------------------------------------------------------------------------
+
+
+def test_plan_prints_a_table(command, digits, here):
+    code, out, err = command("plan", digits)
+    assert code == 0
+    assert out.splitlines()[0].split() == [
+        "layer", "class", "channels", "groups", "per", "group", "elements", "epsilon",
+        "decision", "reason",
+    ]  # fmt: skip
+    assert out.endswith(f"{digits}: {SUMMARY}\n")
+    assert err == "load ...\nplan ...\n"
+    assert names(here) == []
+
+
+def test_plan_prints_json(command, digits):
+    code, out, _ = command("plan", digits, "--report-format", "json", "--quiet")
+    plan = from_json(SwapPlan, out)
+    assert code == 0
+    assert plan.source == str(digits)
+    assert len(plan.swaps) == len(plan.decisions) == 8
+
+
+def test_plan_with_refusals_is_exit_code_1(command, digits):
+    code, out, err = command("plan", digits, "--groups", 3)
+    assert code == 1
+    assert "[indivisible-channels]" in out
+    assert "Error" not in err
+
+
+POLICY_OPTIONS = {
+    "groups": (["--groups", "2"], 2),
+    "groups_auto": (["--groups", "auto"], "auto"),
+    "groups_each": (["--groups", "-1"], -1),
+    "channels_per_group": (["--channels-per-group", "8"], 8),
+    "allow_degenerate": (["--allow-degenerate"], True),
+    "on_indivisible": (["--on-indivisible", "nearest"], "nearest"),
+    "epsilon": (["--epsilon", "0.25"], 0.25),
+    "epsilon_carry": (["--epsilon", "carry"], "carry"),
+    "adaptive_k": (["--adaptive-k", "0.5"], 0.5),
+    "axis": (["--axis", "-1"], -1),
+    "center": (["--center", "true"], True),
+    "scale": (["--scale", "carry"], "carry"),
+    "beta_initializer": (["--beta-initializer", "ones"], "ones"),
+    "gamma_initializer": (["--gamma-initializer", '{"class_name": "Zeros"}'], {"class_name": "Zeros"}),
+    "beta_regularizer": (["--beta-regularizer", "none"], "none"),
+    "gamma_regularizer": (["--gamma-regularizer", "null"], "none"),
+    "beta_constraint": (["--beta-constraint", "none"], "none"),
+    "gamma_constraint": (["--gamma-constraint", "carry"], "carry"),
+    "include": (["--include", "**", "--include", "*"], ["**", "*"]),
+    "exclude": (["--exclude", "*"], ["*"]),
+    "overrides": (["--overrides", "*", '{"groups": 4}'], {"*": {"groups": 4}}),
+    "weights": (["--weights", "copy"], "copy"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model of one BatchNormalization, named `norm`."""
+    model = tf_keras.Sequential(
+        [layers.Input((4, 4, 16)), layers.BatchNormalization(name="norm"), layers.Flatten()]
+    )
+    return save(model, tmp_path_factory.mktemp("tiny") / "tiny.keras")
+
+
+@pytest.mark.parametrize("name", POLICY_OPTIONS)
+def test_every_policy_option_reaches_the_plan(command, tiny, name):
+    options, value = POLICY_OPTIONS[name]
+    field = name if name in exporting_fields() else name.rpartition("_")[0]
+    plan = plan_json(command, tiny, *options)
+    assert plan.policy[field] == value
+    default = plan_json(command, tiny).policy
+    changed = {key for key in plan.policy if plan.policy[key] != default.get(key)}
+    assert changed <= {field}
+    if value not in ("auto", "carry"):
+        assert changed == {field}
+
+
+def exporting_fields():
+    return importlib.import_module("layerswap.policy").Policy.model_fields
+
+
+def test_no_policy_field_lacks_an_option():
+    covered = {n if n in exporting_fields() else n.rpartition("_")[0] for n in POLICY_OPTIONS}
+    assert covered == set(exporting_fields())
+
+
+def test_options_reach_the_decision(command, tiny):
+    (swap,) = plan_json(command, tiny, "--groups", 8, "--epsilon", 0.5, "--weights", "copy").swaps
+    assert (swap.groups, swap.config["epsilon"], swap.weights) == (8, 0.5, "copy")
+    assert plan_json(command, tiny, "--exclude", "norm").skips[0].site.path == "norm"
+
+
+@pytest.mark.parametrize("groups", ["0", "-5", "3.5", "abc", "true", "", "[2]"])
+def test_groups_that_are_none(command, tiny, groups, here):
+    code, out, err = command("plan", tiny, "--groups", groups)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: groups must be a positive integer, -1 (one group per channel)")
+
+
+def test_config_is_read_and_the_options_win(command, tiny, here):
+    Path("layerswap.toml").write_text("groups = 8\nepsilon = 0.5\n")
+    Path("mine.toml").write_text("groups = 4\n")
+    assert plan_json(command, tiny).policy["groups"] == 8
+    policy = plan_json(command, tiny, "--config", "mine.toml").policy
+    assert (policy["groups"], policy["epsilon"]) == (4, 0.5)
+    assert plan_json(command, tiny, "--config", "mine.toml", "--groups", 2).policy["groups"] == 2
+
+
+def test_a_bad_config_names_file_and_field(command, tiny, here):
+    Path("mine.toml").write_text("gorups = 4\n")
+    code, _, err = command("plan", tiny, "--config", "mine.toml")
+    assert code == 2
+    assert err == "Error: mine.toml: unknown field 'gorups'; did you mean 'groups'?\n"
+    code, _, err = command("plan", tiny, "--config", "absent.toml")
+    assert (code, err) == (3, "Error: absent.toml: can't be read: No such file or directory\n")
+
+
+# --- convert --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_convert_to_every_format(command, digits, here, kind):
+    before = digits.read_bytes()
+    code, out, err = command("convert", digits, OUTPUTS[kind])
+    assert code == 0, err
+    assert out.splitlines()[0] == f"{digits}: {SUMMARY}"
+    assert "variables: 10 copied, 16 fitted, 0 fresh" in out
+    assert f"wrote {OUTPUTS[kind]} ({kind}" in out
+    assert "reproduces the Keras model at batch size 1 and 3" in out
+    assert err == "load ...\nplan ...\nswap ...\nexport ...\nverify ...\n"
+    beside = ["out.onnx.ref.npz"] if kind == "onnx" else []
+    assert names(here) == [OUTPUTS[kind], *beside]
+    assert digits.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("onnx", "model.bin"), ("h5", "model.weights"), ("savedmodel", "model.v1"), ("keras", "m.keras")],
+)  # fmt: skip
+def test_format_wins_over_the_suffix(command, digits, here, kind, target):
+    code, _, err = command("convert", digits, target, "--format", kind, "-q")
+    assert (code, err) == (0, "")
+    if kind == "onnx":
+        onnx.checker.check_model(onnx.load(target))
+        assert command("verify", target)[0] == 0
+    else:
+        path = shutil.copy(target, "again.h5") if kind == "h5" else target
+        assert tf_keras.models.load_model(path).count_params() > 0
+
+
+def test_keras_files_need_their_suffix_which_is_said_at_once(command, digits, here):
+    code, out, err = command("convert", digits, "model.bin", "--format", "keras")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: model.bin: a file in the format keras needs the suffix .keras\n")
+    assert names(here) == []
+
+
+def test_an_unknown_suffix_names_the_known_ones(command, digits, here):
+    code, out, err = command("convert", digits, "model.txt")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: model.txt: unknown suffix '.txt'\nUse .keras, .h5, .onnx or no")
+    assert names(here) == []
+
+
+@pytest.mark.parametrize("option", ["--format", "--report-format"])
+def test_an_unknown_choice_is_usage(command, digits, here, option):
+    code, _, err = command("convert", digits, "out.onnx", option, "pickle")
+    assert code == 2
+    assert "'pickle' is not one of" in err
+    assert names(here) == []
+
+
+def test_the_model_converted_is_the_one_that_python_converts(command, digits, here):
+    import layerswap as ls
+
+    assert command("convert", digits, "out.keras", "--groups", 2, "--epsilon", 0.1)[0] == 0
+    expected = ls.swap(digits, groups=2, epsilon=0.1).model
+    got = tf_keras.models.load_model("out.keras")
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, *got.input_shape[1:])), tf.float32)
+    np.testing.assert_allclose(got(x), expected(x), atol=1e-6)
+    again = [m for m in got._flatten_layers() if isinstance(m, layers.GroupNormalization)]
+    assert {layer.groups for layer in again} == {2}
+
+
+def test_opset_is_the_file_s(command, digits, here):
+    assert command("convert", digits, "out.onnx", "--opset", 17)[0] == 0
+    assert [o.version for o in onnx.load("out.onnx").opset_import if not o.domain] == [17]
+
+
+@pytest.mark.parametrize("opset", ["0", "-3", "9999", "x"])
+def test_an_opset_that_isn_t_offered(command, digits, here, opset):
+    code, _, err = command("convert", digits, "out.onnx", "--opset", opset, "-q")
+    assert code == 2, err
+    assert "opset" in err
+    assert names(here) == []
+
+
+def test_the_report_of_a_conversion_as_json(command, digits, here):
+    code, out, _ = command("convert", digits, "out.onnx", "--report-format", "json")
+    report = from_json(Report, out)
+    assert code == report.exit_code == 0
+    assert report.artifact.path == "out.onnx"
+    assert report.artifact.bytes == Path("out.onnx").stat().st_size
+    assert report.artifact.reference == "out.onnx.ref.npz"
+    assert report.parity[0].ok
+    assert report.drift.relative_error > 0
+    assert list(report.seconds) == ["load", "plan", "swap", "export", "verify"]
+    assert all(value >= 0 for value in report.seconds.values())
+
+
+def test_no_verify_runs_nothing_but_still_writes_the_reference(
+    command, digits, here, monkeypatch
+):
+    monkeypatch.setattr(exporting, "open_runtime", lambda: pytest.fail("opened"))
+    code, out, err = command("convert", digits, "out.onnx", "--no-verify")
+    assert code == 0
+    assert "reproduces" not in out
+    assert "verify ..." not in err
+    assert names(here) == ["out.onnx", "out.onnx.ref.npz"]
+    assert command("verify", "out.onnx")[0] == 0
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """No runtime reproduces anything."""
+    stock = checking.measure_parity
+
+    def fail(*arguments):
+        return dataclasses.replace(
+            stock(*arguments), ok=False, max_absolute=np.inf, max_relative=np.inf
+        )
+
+    monkeypatch.setattr(checking, "measure_parity", fail)
+
+
+def test_a_file_that_fails_is_removed(command, digits, here, failing):
+    code, out, err = command("convert", digits, "out.onnx", "-q")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: out.onnx: onnxruntime does not reproduce the Keras model")
+    assert "--keep-failed" in err
+    assert names(here) == []
+
+
+def test_keep_failed_keeps_it_under_another_name(command, digits, here, failing):
+    code, _, err = command("convert", digits, "out.onnx", "-q", "--keep-failed")
+    assert code == 1
+    assert "The file is kept as out.onnx.failed." in err
+    assert names(here) == ["out.onnx.failed"]
+    onnx.checker.check_model(onnx.load("out.onnx.failed"))
+
+
+def test_a_failure_leaves_the_earlier_file(command, digits, here, failing):
+    Path("out.onnx").write_bytes(b"earlier")
+    Path("out.onnx.ref.npz").write_bytes(b"its reference")
+    assert command("convert", digits, "out.onnx", "--force")[0] == 1
+    assert Path("out.onnx").read_bytes() == b"earlier"
+    assert Path("out.onnx.ref.npz").read_bytes() == b"its reference"
+    assert names(here) == ["out.onnx", "out.onnx.ref.npz"]
+
+
+def test_a_failure_is_reported_to_who_asked(command, digits, here, failing):
+    code, out, err = command("convert", digits, "out.onnx", "--report-format", "json", "-q")
+    report = from_json(Report, out)
+    assert code == report.exit_code == 1
+    assert [(f.code, f.severity, f.where) for f in report.findings] == [
+        ("parity", "error", "out.onnx")
+    ]
+    assert err.startswith("Error: out.onnx:")
+
+
+def test_refusals_are_reported_to_who_asked(command, digits, here):
+    code, _, err = command("convert", digits, "out.onnx", "--groups", 3, "--output-file", "r.txt")
+    assert code == 1
+    assert err.count("[indivisible-channels]") == 8
+    assert "8 refused" in Path("r.txt").read_text()
+    assert names(here) == ["r.txt"]
+
+
+def test_force_replaces_all_that_belongs_to_the_artifact(command, digits, here):
+    Path("out.onnx").write_bytes(b"old")
+    Path("out.onnx.ref.npz").write_bytes(b"old")
+    assert command("convert", digits, "out.onnx", "--force")[0] == 0
+    assert command("verify", "out.onnx")[0] == 0
+    assert names(here) == ["out.onnx", "out.onnx.ref.npz"]
+
+
+def test_quiet_says_nothing_on_stderr(command, digits, here):
+    for option in ("-q", "--quiet"):
+        assert command("plan", digits, option)[2] == ""
+
+
+# --- reports --------------------------------------------------------------------------------
+
+
+def test_output_file_takes_the_report_from_stdout(command, digits, here):
+    code, out, _ = command("plan", digits, "--report-format", "json", "--output-file", "plan.json")
+    assert (code, out) == (0, "")
+    assert len(from_json(SwapPlan, Path("plan.json").read_bytes()).swaps) == 8
+
+
+@pytest.mark.parametrize("name", ["plan", "convert", "verify"])
+def test_an_existing_output_file_is_kept_unless_forced(command, digits, digits_onnx, here, name):
+    arguments = {
+        "plan": ["plan", digits],
+        "convert": ["convert", digits, "out.h5"],
+        "verify": ["verify", digits_onnx],
+    }[name]
+    Path("r.txt").write_text("precious")
+    code, _, err = command(*arguments, "--output-file", "r.txt")
+    assert code == 2
+    assert err.startswith("Error: r.txt: exists already\nTo replace it: --force")
+    assert Path("r.txt").read_text() == "precious"
+    assert names(here) == ["r.txt"], "said before the work"
+    assert command(*arguments, "--output-file", "r.txt", "--force")[0] == 0
+    assert "precious" not in Path("r.txt").read_text()
+
+
+def test_the_report_never_replaces_the_model_or_what_belongs_to_it(command, digits_onnx, here, tiny):
+    source = Path(shutil.copy(tiny, "in.keras"))
+    os.symlink("in.keras", "link.keras")
+    before = source.read_bytes()
+    for arguments in (
+        ["plan", "in.keras", "--output-file", "in.keras"],
+        ["plan", "in.keras", "--output-file", "link.keras"],
+        ["convert", "in.keras", "out.onnx", "--output-file", "in.keras"],
+        ["convert", "in.keras", "out.onnx", "--output-file", "./out.onnx"],
+        ["convert", "in.keras", "out.onnx", "--output-file", "out.onnx.ref.npz"],
+        ["verify", digits_onnx, "--output-file", digits_onnx],
+        ["verify", digits_onnx, "--output-file", f"{digits_onnx}.ref.npz"],
+    ):
+        code, _, err = command(*arguments, "--force")
+        assert code == 2, arguments
+        assert "the report would replace the model or its reference" in err
+    assert source.read_bytes() == before
+    assert names(here) == ["in.keras", "link.keras"]
+    assert command("verify", digits_onnx)[0] == 0
+
+
+def test_an_output_file_in_a_missing_folder(command, tiny, here):
+    code, _, err = command("plan", tiny, "--output-file", "absent/r.txt")
+    assert code == 3
+    assert "does not exist" in err
+
+
+def test_a_finding_of_the_plan_is_in_the_report(command, here):
+    model = tf_keras.Sequential([layers.Input((4, 4, 16)), layers.BatchNormalization(name="norm")])
+    model.layers[0].moving_mean.assign(np.full(16, np.nan))
+    save(model, "nan.keras")
+    code, out, _ = command("plan", "nan.keras")
+    assert code == 1
+    assert "warning [nonfinite-weights]" in out
+    assert "16 of 16 values are NaN or Inf" in out
+
+
+# --- verify ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", [[], ["--runtime", "onnxruntime"], ["--runtime", "reference"]])
+def test_verify(command, digits_onnx, runtime):
+    code, out, err = command("verify", digits_onnx, *runtime)
+    assert (code, err) == (0, "")
+    name = runtime[1] if runtime else "onnxruntime"
+    assert out.startswith(f"{name} reproduces the Keras model at batch size 1 and 3")
+    assert "drift from the BN model" in out
+
+
+def test_verify_as_json(command, digits_onnx):
+    code, out, _ = command("verify", digits_onnx, "--report-format", "json")
+    report = from_json(Report, out)
+    assert (code, report.command, report.ok) == (0, "verify", True)
+
+
+def tamper(path):
+    model = onnx.load(path)
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    array = onnx.numpy_helper.to_array(largest) * 1.5
+    largest.CopyFrom(onnx.numpy_helper.from_array(array, largest.name))
+    onnx.save(model, path)
+
+
+def test_a_tampered_file_is_found_by_checksum_and_by_numbers(command, digits_onnx):
+    tamper(digits_onnx)
+    code, out, _ = command("verify", digits_onnx)
+    assert code == 1
+    assert "error [checksum-mismatch]" in out
+    assert "onnxruntime DIFFERS from the Keras model" in out
+
+
+def test_a_file_that_only_its_checksum_tells_apart(command, digits_onnx):
+    model = onnx.load(digits_onnx)
+    model.doc_string = "changed"
+    onnx.save(model, digits_onnx)
+    code, out, _ = command("verify", digits_onnx, "--report-format", "json")
+    report = from_json(Report, out)
+    assert code == 1
+    assert report.parity[0].ok
+    assert [finding.code for finding in report.findings] == ["checksum-mismatch"]
+
+
+def test_the_reference_is_missing_or_elsewhere(command, digits_onnx, here):
+    moved = shutil.move(f"{digits_onnx}.ref.npz", here / "ref.npz")
+    code, out, err = command("verify", digits_onnx)
+    assert (code, out) == (3, "")
+    assert err.startswith(f"Error: {digits_onnx}.ref.npz: there is no such file\n")
+    assert command("verify", digits_onnx, "--reference", moved)[0] == 0
+
+
+def test_there_is_nothing_to_verify(command, here):
+    code, out, err = command("verify", "absent.onnx")
+    assert (code, out, err) == (3, "", "Error: absent.onnx: there is no such file\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--atol", "1e-30", "--rtol", "0"], 1),
+        (["--atol", "1"], 0),
+        (["--atol", "0", "--rtol", "1e-3"], 0),
+        (["--rtol", "inf"], 0),
+        (["--atol", "-1"], 2),
+        (["--rtol", "nan"], 2),
+        (["--atol", "x"], 2),
+    ],
+)
+def test_tolerances(command, digits_onnx, options, code):
+    assert command("verify", digits_onnx, *options, "--report-format", "json")[0] == code
+
+
+def test_the_tolerances_given_are_those_printed(command, digits_onnx):
+    out = command("verify", digits_onnx, "--atol", "0.5", "--rtol", "0.25")[1]
+    assert "(tolerance 0.5 + 0.25 of the output's largest value)" in out
+
+
+# --- custom objects, code in files ------------------------------------------------------------
+
+
+@pytest.fixture
+def custom(here, monkeypatch):
+    """A file that uses a class of the module `mylayers` in the current folder."""
+    Path("mylayers.py").write_text(
+        "import tf_keras\nclass Twice(tf_keras.layers.Layer):\n"
+        "    def call(self, x):\n        return x * 2\n"
+    )
+    monkeypatch.syspath_prepend(str(here))
+    module = importlib.import_module("mylayers")
+    model = tf_keras.Sequential(
+        [layers.Input((4, 4, 16)), module.Twice(), layers.BatchNormalization(name="norm")]
+    )
+    yield save(model, here / "custom.h5")
+    sys.modules.pop("mylayers", None)
+
+
+def test_custom_objects_are_imported(command, custom, here):
+    code, _, err = command("plan", custom)
+    assert code == 3
+    assert "'Twice'" in err
+    assert "--custom-objects" in err
+    assert command("plan", custom, "--custom-objects", "mylayers:Twice")[0] == 0
+    code, _, err = command("convert", custom, "out.onnx", "--custom-objects", "mylayers:Twice")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_module:Twice", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("mylayers:Thrice", "AttributeError: module 'mylayers' has no attribute 'Thrice'"),
+        ("mylayers", "expected MODULE:NAME"),
+        (":Twice", "expected MODULE:NAME"),
+        ("mylayers:", "expected MODULE:NAME"),
+    ],
+)
+def test_custom_objects_that_aren_t_there(command, custom, value, message):
+    code, _, err = command("plan", custom, "-q", "--custom-objects", value)
+    assert code == 2
+    assert err.startswith(f"Error: --custom-objects {value}: {message}")
+
+
+def test_code_in_a_file_runs_only_when_asked_to(command, here):
+    x = layers.Input((4, 4, 16))
+    y = layers.Lambda(lambda t: t * 2.0, name="doubling")(layers.BatchNormalization()(x))
+    save(tf_keras.Model(x, y), "lambda.keras")
+    code, _, err = command("convert", "lambda.keras", "out.onnx", "-q")
+    assert code == 3
+    assert "carries code, which is not run unasked: doubling" in err
+    assert "--unsafe" in err
+    assert names(here) == ["lambda.keras"]
+    assert command("convert", "lambda.keras", "out.onnx", "-q", "--unsafe")[0] == 0
+
+
+# --- the whole ------------------------------------------------------------------------------
+
+
+def test_debug_shows_the_traceback(command, here):
+    code, _, err = command("plan", "absent.keras", "--debug")
+    assert code == 3
+    assert "Traceback (most recent call last)" in err
+    assert "Error: absent.keras: there is no such file or folder" in err.splitlines()
+    assert "Traceback" not in command("plan", "absent.keras")[2]
+
+
+def test_an_unforeseen_error_says_what_to_do(command, digits, here, monkeypatch):
+    from layerswap import conversion
+
+    def fail(*_, **__):
+        raise ZeroDivisionError("first line\nsecond line")
+
+    monkeypatch.setattr(conversion, "load", fail)
+    code, _, err = command("plan", digits, "-q")
+    assert code == 3
+    assert err == (
+        "Error: unexpected ZeroDivisionError: first line\n"
+        "Run again with --debug and report what it shows.\n"
+    )
+    assert "Traceback" in command("plan", digits, "-q", "--debug")[2]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], ["verify", "--help"]])
+def test_help_is_exit_code_0(command, arguments):
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    assert "layerswap" in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such"], ["plan"], ["convert", "in.keras"], ["plan", "x", "--no-such"]]
+)
+def test_wrong_usage_is_exit_code_2(command, arguments):
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: layerswap" in err
+
+
+def test_the_demo_writes_where_it_is_told(command, here):
+    code, out, err = command("demo", "--output-dir", here / "there")
+    assert code == 0, err
+    assert "Next, your own model" in out
+    assert names(here) == ["there"]
+    assert names(here / "there") == ["digits_gn.onnx", "digits_gn.onnx.ref.npz"]
+
+
+def layerswap(*arguments, **options):
+    environment = {**os.environ, **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "layerswap", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        timeout=120,
+        **options,
+    )
+
+
+def test_a_process_prints_its_report_and_nothing_of_tensorflow_s(digits, here):
+    result = layerswap("convert", digits, "out", "-q", stdout=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.startswith(f"{digits}: {SUMMARY}\n".encode())
+    assert names(here) == ["out"]
+
+
+def test_an_encoding_without_greek_letters(here):
+    environment = {"PYTHONIOENCODING": "ascii"}
+    result = layerswap("convert", "--help", stdout=subprocess.PIPE, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert b"\\u03b2" in result.stdout
+
+
+def test_standard_output_that_is_full(digits_onnx):
+    with open("/dev/full", "wb") as full:
+        result = layerswap("verify", digits_onnx, stdout=full)
+    assert result.returncode == 3
+    assert result.stderr.decode().splitlines()[0] == (
+        "Error: standard output: the report can't be written: No space left on device"
+    )
+    assert b"Exception ignored" not in result.stderr
+
+
+def test_a_reader_that_has_enough(digits_onnx):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        result = layerswap("verify", digits_onnx, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_json_and_text_agree(command, digits_onnx):
+    out = json.loads(command("verify", digits_onnx, "--report-format", "json")[1])
+    text = command("verify", digits_onnx)[1]
+    assert f"{out['parity'][0]['max_absolute']:.3g}" in text
