@@ -209,9 +209,10 @@ def _export_keras(
     say: Progress,
 ) -> Artifact:
     from layerswap import __version__
-    from layerswap.keras_graph import running, storage
+    from layerswap.keras_graph import recreation, running, storage
 
     keras_model, source = _pair(model)
+    recreation.refuse_recreated(keras_model)
     say("export")
     proofs: list[tuple[Parity, Drift | None]] = []
 

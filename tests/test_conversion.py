@@ -179,6 +179,34 @@ def test_what_the_source_couldn_t_be_saved_as_either_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", SAVED.values())
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_constructor_that_brings_batchnorm_back_is_refused(path, verify, tmp_path):
+    model = custom(Holder(), (32,))
+    converted = ls.swap(model)
+    with pytest.raises(ExportError, match=r"Holder creates BatchNormalization(.|\n)*ONNX"):
+        ls.export(converted, tmp_path / path, verify=verify)
+    assert list(tmp_path.iterdir()) == []
+    assert ls.export(converted, tmp_path / "m.onnx").parity.ok
+
+
+def test_a_constructor_that_makes_groupnorm_is_fine(tmp_path):
+    class Block(layers.Layer):
+        def __init__(self, norm="batch", **kwargs):
+            super().__init__(**kwargs)
+            stock = layers.BatchNormalization(), layers.GroupNormalization(2, axis=1, epsilon=0.5)
+            self.norm = stock[norm != "batch"]
+
+        def call(self, x, training=None):
+            return self.norm(x, training=training)
+
+        def get_config(self):
+            return {**super().get_config(), "norm": "group"}
+
+    converted = ls.swap(custom(Block(), (32,)), groups=2, epsilon=0.5)
+    assert ls.export(converted, tmp_path / "m.keras").parity.ok
+
+
 def test_a_second_swap_changes_nothing():
     first = ls.swap(zoo.build("residual"))
     second = ls.swap(first.model)
