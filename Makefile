@@ -14,14 +14,28 @@ INSTALLED_ALL := $(VENV)/.installed-all
 INSTALLED_TEST := $(VENV)/.installed-test
 PIP := $(BIN)/python -m pip --quiet --no-input --disable-pip-version-check
 
-.PHONY: demo test lint format clean
+# The lowest versions that pyproject.toml allows, on the lowest Python.
+OLDEST_PYTHON ?= python3.10
+OLDEST := .venv-oldest
+INSTALLED_OLDEST := $(OLDEST)/.installed
+OLDEST_PIP := $(OLDEST)/bin/python -m pip --quiet --no-input --disable-pip-version-check
+
+PYTEST := -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
+
+.PHONY: demo test test-oldest mutations lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED_ALL)
 	@$(BIN)/python -m layerswap demo
 
 test: $(INSTALLED_TEST)
-	@$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python $(PYTEST)
+
+test-oldest: $(INSTALLED_OLDEST)
+	@$(OLDEST)/bin/python $(PYTEST)
+
+mutations: $(INSTALLED_TEST)
+	@$(BIN)/python tests/mutations.py
 
 lint: $(INSTALLED_TEST)
 	@$(BIN)/ruff check .
@@ -34,7 +48,7 @@ format: $(INSTALLED_TEST)
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist demo-output .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist demo-output .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(CREATED):
@@ -56,3 +70,14 @@ $(INSTALLED_TEST): pyproject.toml $(CREATED)
 	@echo "Installing layerswap and what its tests need into $(VENV); takes minutes once"
 	@$(PIP) install --editable '.[test]'
 	@touch $(INSTALLED_ALL) $@
+
+$(INSTALLED_OLDEST): pyproject.toml tests/lower_bounds.py
+	@$(OLDEST_PYTHON) -c '' 2>/dev/null || { \
+	  echo "make: '$(OLDEST_PYTHON)' doesn't run; name another:" \
+	    "make test-oldest OLDEST_PYTHON=/path/to/python3.10" >&2; exit 1; }
+	@echo "Installing layerswap with its lower bounds into $(OLDEST); takes minutes once"
+	@$(OLDEST_PYTHON) -m venv --clear $(OLDEST)
+	@$(OLDEST_PIP) install 'tomli; python_version < "3.11"'
+	@$(OLDEST)/bin/python tests/lower_bounds.py >$(OLDEST)/bounds.txt
+	@$(OLDEST_PIP) install --constraint $(OLDEST)/bounds.txt --editable '.[test]'
+	@touch $@

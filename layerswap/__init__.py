@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerswap.checking import verify as verify
+    from layerswap.conversion import check as check
     from layerswap.conversion import convert as convert
     from layerswap.conversion import load as load
     from layerswap.conversion import plan as plan
@@ -26,6 +27,7 @@ _HOMES = {
     "LayerswapError": "layerswap.errors",
     "Policy": "layerswap.policy",
     "Report": "layerswap.records",
+    "check": "layerswap.conversion",
     "convert": "layerswap.conversion",
     "export": "layerswap.exporting",
     "load": "layerswap.conversion",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerswap.errors import ExportError, UsageError
+from layerswap.errors import ExportError, LayerswapError, UsageError
 
 StrPath = str | os.PathLike[str]
 
@@ -176,6 +176,10 @@ def staging(path: StrPath) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
+    except LayerswapError as error:
+        if error.where and Path(error.where).is_relative_to(folder):
+            error.where = os.fspath(path)  # nobody knows the hidden name
+        raise
     except OSError as error:
         raise ExportError(
             f"can't be written: {error.strerror or error}",

@@ -247,6 +247,49 @@ def verify(
 
 
 @cli.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--load", is_flag=True, help="Load Keras models, to decide what files don't say.")
+@load_options
+@report_options
+def check(
+    files: tuple[str, ...],
+    load: bool,
+    custom_objects: tuple[str, ...],
+    unsafe: bool,
+    report_format: str,
+    output_file: str | None,
+    force: bool,
+    quiet: bool,
+) -> int:
+    """Prove that no BatchNormalization is left in each FILE (.keras, .h5, SavedModel or .onnx).
+
+    Needs no TensorFlow without --load. Exit code 1: one is left in a file; else 3: a file can't
+    be read, or holds something outside tf_keras that the file alone doesn't explain; else 0.
+    """
+    _check_report(output_file, force, *files)
+    from layerswap import checking, conversion
+    from layerswap.errors import LoadError
+
+    if load:
+        from layerswap import exporting
+        from layerswap.keras_graph.startup import start_tensorflow
+
+        exporting.require_keras()
+        start_tensorflow()
+    known = _import(custom_objects)
+    reports = []
+    with _progress(quiet or not load) as say:
+        for file in dict.fromkeys(files):
+            say(f"check {file}")
+            try:
+                report = conversion.check(file, load, known, unsafe)
+            except LoadError as error:
+                report = checking.unreadable_report(file, error)
+            reports.append(report)
+    return _finish(checking.merge_reports(reports), report_format, output_file, force)
+
+
+@cli.command()
 @click.option("--finetune", is_flag=True, help="Also train on at batch size 2 and compare.")
 @click.option("--output-dir", metavar="DIR", help="Where the ONNX file goes. Default: demo-output.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")

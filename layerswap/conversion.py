@@ -11,12 +11,12 @@ from typing import Any
 
 from layerswap import exporting, planning
 from layerswap.atomic import StrPath
-from layerswap.errors import PolicyError, UnsupportedModelError
+from layerswap.errors import PolicyError, UnsupportedModelError, UsageError
 from layerswap.exporting import DEFAULT_OPSET, Converted, Format, Progress, export, require_keras
 from layerswap.policy import Policy
 from layerswap.records import Report, SwapPlan
 
-__all__ = ["Converted", "convert", "export", "load", "plan", "swap"]
+__all__ = ["Converted", "check", "convert", "export", "load", "plan", "swap"]
 
 
 def load(
@@ -63,6 +63,47 @@ def plan(model: Any, policy: Policy | None = None, **fields: Any) -> SwapPlan:
     return replace(made, findings=(*made.findings, *find_imprecise(made)))
 
 
+def check(
+    path: StrPath,
+    load: bool = False,
+    custom_objects: Mapping[str, Any] | None = None,
+    unsafe: bool = False,
+) -> Report:
+    """Says whether a BatchNormalization is left in a file, and lists its normalization layers.
+
+    Without `load`, TensorFlow isn't needed: what tf_keras would build is read from the file's
+    configuration. What that doesn't tell, such as a class of the user's own, is a finding of the
+    severity `undetermined`.
+
+    Args:
+        path: a `.keras` or `.h5` file, a SavedModel folder or an `.onnx` file.
+        load: load the model and look at its live layers; an `.onnx` file needs no loading.
+        custom_objects, unsafe: as for `load`.
+
+    Returns:
+        A report: its `ok` is True only where it is certain that none is left, its `exit_code` 0
+        then, 1 if one is left, 3 if that is undetermined.
+
+    Raises:
+        LoadError: it can't be read as a model.
+        MissingExtraError: `load` without tensorflow or tf_keras.
+        UsageError: what only a load can use is given without `load`.
+    """
+    from layerswap import checking
+
+    if not load and (custom_objects or unsafe):
+        raise UsageError(
+            "custom objects and unsafe matter only to a model that is loaded",
+            hint="Add --load on the command line, load=True in Python.",
+        )
+    if not load or checking.is_onnx(path):
+        return checking.check_file(path)
+    model, source = _model(path, custom_objects=custom_objects, unsafe=unsafe)
+    from layerswap.keras_graph import listing
+
+    return checking.checked_report(*listing.check_model(model, source))
+
+
 def swap(
     model: Any,
     policy: Policy | None = None,
@@ -76,7 +117,8 @@ def swap(
     Args:
         model: a tf_keras model, or the path of one.
         policy: what is wanted; or give its fields as keyword arguments.
-        inplace: change the given model instead of a copy.
+        inplace: change the given model instead of a copy. A model that shares layers with others
+            takes them along, and an optimizer that the caller holds is replaced by a new one.
         self_check: prove on the result that no BatchNormalization is left and that every new
             layer computes what it should.
 
@@ -91,9 +133,13 @@ def swap(
     return _apply(model, plan(model, policy), inplace, self_check)
 
 
-def _policy(policy: Policy | None, fields: Mapping[str, Any]) -> Policy:
+def _policy(policy: Policy | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Policy:
     if policy is None:
         return Policy(**fields)
+    if isinstance(policy, Mapping):
+        return Policy(**{**policy, **fields})
+    if not isinstance(policy, Policy):
+        raise PolicyError(f"a policy is a layerswap.Policy, not a {type(policy).__name__}")
     if fields:
         raise PolicyError(f"give a policy or fields of one, not both: {', '.join(fields)}")
     return policy
@@ -109,6 +155,11 @@ def _model(
     from layerswap.keras_graph import storage
 
     storage.check_model(source)
+    if not storage.executes_eagerly():
+        raise UsageError(
+            "called inside of a TensorFlow graph",
+            hint="Call it outside of tf.Graph().as_default().",
+        )
     return source, str(source.name)
 
 
@@ -127,12 +178,12 @@ def _apply(model: Any, made: SwapPlan, inplace: bool, self_check: bool) -> Conve
 
     before = weights.snapshot(model)
     statistics = read_all_statistics(model)
-    models = copying.models_in(model)
+    recipes = [compiling.prepare(each) for each in copying.models_in(model)]
     target, twins = (model, copying.Twins()) if inplace else copying.copy_model(model)
     rebuild.apply_plan(target, made, statistics)
     pairs = weights.surviving(before, target, twins)
-    for source in models:
-        compiling.recompile(source, twins.of(source), pairs)
+    for recipe in recipes:
+        recipe.apply(twins.of(recipe.source), twins, pairs)
     log = weights.account(before, target, twins, made)
     if self_check:
         selfcheck.check_swap(target, made)

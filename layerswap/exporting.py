@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from layerswap.atomic import StrPath, check_target, publish, staging
 from layerswap.comparison import measure_drift
-from layerswap.errors import MissingExtraError, ParityError, UsageError
+from layerswap.errors import ExportError, MissingExtraError, ParityError, UsageError
 from layerswap.records import Artifact, Drift, Parity, SwapPlan, TransferLog
 from layerswap.references import Reference, reference_path, save_reference, sha256_of
 
@@ -115,11 +115,11 @@ def check_output(path: StrPath, kind: Format, overwrite: bool) -> None:
     """
     if kind not in SUFFIXES.values():
         raise UsageError(f"unknown format '{kind}'; there is keras, h5, savedmodel, onnx")
-    if kind == "keras" and Path(path).suffix != ".keras":
+    if kind in ("keras", "h5") and SUFFIXES.get(Path(path).suffix) != kind:
         raise UsageError(
-            "a file in the format keras needs the suffix .keras",
+            f"a file in the format {kind} needs the suffix .{kind}",
             where=str(path),
-            hint="tf_keras reads it under no other.",
+            hint="It would not be read back under another.",
         )
     check_target(path, overwrite, folder=kind == "savedmodel")
     if kind == "onnx":
@@ -162,6 +162,7 @@ def _export_onnx(
     from layerswap.onnx_graph.build import build, write
 
     keras_model, source = _pair(model)
+    running.refuse_text(keras_model)
     target = Path(path)
     say("export")
     traced = bridge.trace(keras_model, opset=opset)
@@ -170,13 +171,20 @@ def _export_onnx(
         files = write(graph, folder / target.name)
         checksum = sha256_of(files[0])
         say("verify" if runtime else "reference")
-        reference = running.make_reference(
-            keras_model, source, traced.input_names, traced.output_names, checksum, __version__
-        )
-        beside = reference_path(files[0])
-        save_reference(reference, beside)
+        reference = None
+        try:
+            reference = running.make_reference(
+                keras_model, source, traced.input_names, traced.output_names, checksum, __version__
+            )
+        except ExportError:
+            if runtime is not None:
+                raise
+        staged = [*files[1:], files[0]]
+        if reference is not None:
+            staged.insert(-1, reference_path(files[0]))
+            save_reference(reference, staged[-2])
         parity = None
-        if runtime is not None:
+        if runtime is not None and reference is not None:
             parity = checking.measure_parity(runtime, files[0], reference)
             if not parity.ok:
                 kept = target.with_name(f"{target.name}.failed") if keep_failed else None
@@ -184,7 +192,7 @@ def _export_onnx(
                     publish([(files[0], kept)])
                 raise _disparity(parity, target, kept)
         size = sum(file.stat().st_size for file in files)
-        moves = [(file, target.with_name(file.name)) for file in (*files[1:], beside, files[0])]
+        moves = [(file, target.with_name(file.name)) for file in staged]
         for _, place in moves:
             check_target(place, overwrite)  # may have appeared meanwhile
         publish(moves)
@@ -194,9 +202,9 @@ def _export_onnx(
         bytes=size,
         opset=opset,
         sha256=checksum,
-        reference=str(reference_path(target)),
+        reference=None if reference is None else str(reference_path(target)),
         parity=parity,
-        drift=_drift(reference),
+        drift=None if reference is None else _drift(reference),
     )
 
 
@@ -255,7 +263,8 @@ def _disparity(parity: Parity, target: Path, kept: Path | None) -> ParityError:
         where=str(target),
         hint=f"The file is kept as {kept}."
         if kept
-        else "Nothing was written. --keep-failed keeps an ONNX file for inspection.",
+        else "Nothing was written."
+        + (" --keep-failed keeps the file for inspection." if target.suffix == ".onnx" else ""),
     )
 
 

@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 from layerswap.records import Affine, Float64, Statistics
 
 LEAST_ADAPTIVE_EPSILON = 1e-3
-# A channel whose variance is below this share of the layer's mean variance carries no signal:
+# A channel whose variance is below this share of what the layer's channels have carries no signal:
 # float32 rounding of a constant alone leaves about 1e-14 of the squared mean.
 DEAD_VARIANCE = 1e-8
+# Taken as what channels have: a single huge one says nothing of the others, and neither do the
+# dead ones, even where they are most.
+TYPICAL_QUANTILE = 0.9
 
 
 def group_moments(statistics: Statistics, groups: int) -> tuple[Float64, Float64]:
@@ -68,11 +71,12 @@ def dead_channels(statistics: Statistics, epsilon: float) -> NDArray[np.bool_]:
         epsilon: BatchNormalization's.
 
     Returns:
-        Booleans of shape (C,): v is next to nothing beside the layer's mean variance, or v + ε
+        Booleans of shape (C,): v is next to nothing beside the layer's 90th percentile, or v + ε
         isn't positive.
     """
     variance = statistics.variance
-    negligible = variance <= DEAD_VARIANCE * float(variance.mean())
+    typical = float(np.quantile(variance, TYPICAL_QUANTILE, method="lower"))
+    negligible = variance <= DEAD_VARIANCE * typical
     return negligible | (variance + epsilon <= 0)
 
 

@@ -41,19 +41,19 @@ def violation(constraint: Mapping[str, Any] | None, weight: Float64) -> str | No
     if constraint is None:
         return None
     name = str(constraint.get("class_name"))
-    config: Mapping[str, Any] = constraint.get("config", {})
+    config: Mapping[str, Any] = constraint.get("config", {})  # with Keras's defaults where it lacks
     norm = float(np.sqrt((weight**2).sum()))
     if name == "NonNeg":
         broken = float(weight.min()) < -SLACK
         return f"NonNeg, but the smallest value is {weight.min():.6g}" if broken else None
     if name == "MaxNorm":
-        most = float(config["max_value"])
+        most = float(config.get("max_value", 2.0))
         return f"MaxNorm({most:g}), but the norm is {norm:.6g}" if _above(norm, most) else None
     if name == "UnitNorm":
         broken = abs(norm - 1.0) > SLACK + KERAS_EPSILON
         return f"UnitNorm, but the norm is {norm:.6g}" if broken else None
     if name == "MinMaxNorm":
-        least, most = float(config["min_value"]), float(config["max_value"])
+        least, most = float(config.get("min_value", 0.0)), float(config.get("max_value", 1.0))
         broken = _above(norm, most) or _above(least, norm)
         return f"MinMaxNorm({least:g}, {most:g}), but the norm is {norm:.6g}" if broken else None
     return f"{name}, which isn't one of Keras's own and can't be evaluated"

@@ -7,7 +7,9 @@ command line and the keys of `layerswap.toml`; all of them are validated here an
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,9 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    FiniteFloat,
     StrictBool,
-    StrictInt,
     ValidationError,
     model_validator,
 )
@@ -39,10 +39,20 @@ def _to_plain(value: Any) -> Any:
     if not callable(get_config) or isinstance(value, type):
         raise ValueError(f"must be a Keras name, a config dict or a Keras object, not {value!r}")
     kind = type(value)
-    plain = {"class_name": kind.__qualname__, "config": get_config()}
+    plain = {"class_name": kind.__qualname__, "config": _jsonable(get_config())}
     if not kind.__module__.startswith(("tf_keras.", "keras.")):
         plain |= {"module": kind.__module__, "registered_name": None}
     return plain
+
+
+def _jsonable(value: Any) -> Any:
+    """A configuration without NumPy's arrays and scalars, which JSON doesn't know."""
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    tolist = getattr(value, "tolist", None)
+    return tolist() if callable(tolist) else value
 
 
 def _to_switch(value: Any) -> Any:
@@ -63,22 +73,41 @@ def _to_patterns(value: Any) -> Any:
 
 def _to_groups(value: Any) -> Any:
     """Strict: a bool is not a number of groups and 3.0 is not 3."""
-    if value == "auto" and isinstance(value, str):
+    if isinstance(value, str) and value == "auto":
         return value
-    if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and value != -1):
+    if isinstance(value, bool) or not isinstance(value, Integral) or (value < 1 and value != -1):
         raise ValueError(
             f"must be a positive integer, -1 (one group per channel) or 'auto', not {value!r}"
         )
-    return value
+    return int(value)
 
 
 def _to_epsilon(value: Any) -> Any:
-    if value in ("carry", "adaptive") and isinstance(value, str):
+    if isinstance(value, str) and value in ("carry", "adaptive"):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e38:
-        raise ValueError(f"must be a positive number, 'carry' or 'adaptive', not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not TINY <= value <= HUGE:
+        raise ValueError(
+            f"must be a positive number that float32 holds, 'carry' or 'adaptive', not {value!r}"
+        )
     return float(value)
 
+
+def _to_factor(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= HUGE:
+        raise ValueError(f"must be a positive number, not {value!r}")
+    return float(value)
+
+
+def _to_size(value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"must be a positive integer, not {value!r}")
+    return int(value)
+
+
+# The normal numbers of float32, in which the layer computes.
+TINY, HUGE = 1.1754944e-38, 3.4028235e38
 
 Groups = Annotated[int | Literal["auto"], BeforeValidator(_to_groups)]
 Epsilon = Annotated[float | Literal["carry", "adaptive"], BeforeValidator(_to_epsilon)]
@@ -98,11 +127,11 @@ class Override(_Fields):
     """Fields of the policy for the layers whose path matches; None leaves a field as it is."""
 
     groups: Groups | None = None
-    channels_per_group: Annotated[StrictInt, Field(ge=1)] | None = None
+    channels_per_group: Annotated[int | None, BeforeValidator(_to_size)] = None
     allow_degenerate: StrictBool | None = None
     on_indivisible: Literal["error", "nearest", "skip"] | None = None
     epsilon: Epsilon | None = None
-    adaptive_k: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    adaptive_k: Annotated[float, BeforeValidator(_to_factor)] | None = None
     axis: Axis | None = None
     center: Switch | None = None
     scale: Switch | None = None
@@ -158,11 +187,11 @@ class Policy(_Fields):
     """
 
     groups: Groups = "auto"
-    channels_per_group: Annotated[StrictInt, Field(ge=1)] | None = None
+    channels_per_group: Annotated[int | None, BeforeValidator(_to_size)] = None
     allow_degenerate: StrictBool = False
     on_indivisible: Literal["error", "nearest", "skip"] = "error"
     epsilon: Epsilon | None = None
-    adaptive_k: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    adaptive_k: Annotated[float, BeforeValidator(_to_factor)] = 1.0
     axis: Axis = "carry"
     center: Switch = "carry"
     scale: Switch = "carry"
@@ -208,7 +237,8 @@ class Policy(_Fields):
 
     def to_plain(self) -> dict[str, Any]:
         """The fields as JSON-compatible data, for plans and reports."""
-        plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True, fallback=repr)
+        fields = self.model_dump(exclude_none=True)
+        plain: dict[str, Any] = json.loads(json.dumps(fields, default=repr))
         return plain
 
     def applied(self, override: Override | None) -> Policy:

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
-Severity = Literal["error", "warning", "info"]
+Severity = Literal["error", "undetermined", "warning", "info"]
 
 # JSON has no infinite numbers; a string stands for one.
 _INFINITE: Mapping[str, str] = {"ser_json_inf_nan": "strings"}
@@ -27,7 +27,8 @@ _INFINITE: Mapping[str, str] = {"ser_json_inf_nan": "strings"}
 class Finding:
     """Something to say about the model under check.
 
-    `code` is stable and kebab-case; `where` a layer path, node or file; `hint` the remedy.
+    `code` is stable and kebab-case; `where` a layer path, node or file; `hint` the remedy; `file`
+    the one concerned, in a report on several. `undetermined` is what nobody could decide.
     """
 
     code: str
@@ -35,6 +36,7 @@ class Finding:
     where: str
     message: str
     hint: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,29 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """A normalization layer, or an operator of a graph, and where it is.
+
+    `module` is empty where the file doesn't say; `parents` are the classes of what holds it, the
+    model first.
+    """
+
+    path: str
+    class_name: str
+    module: str
+    parents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One file that `check` looked at: how many layers, and the normalization layers in it."""
+
+    source: str
+    examined: int
+    layers: tuple[LayerRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a command found and did; `ok` and `exit_code` follow from it.
 
@@ -305,21 +330,28 @@ class Report:
     drift: Drift | None = None
     findings: tuple[Finding, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    checked: tuple[Checked, ...] = ()
     schema: int = SCHEMA_VERSION
 
     @property
+    def undetermined(self) -> bool:
+        """Whether something could not be decided."""
+        return any(f.severity == "undetermined" for f in self.findings)
+
+    @property
     def ok(self) -> bool:
-        """Whether there is no refusal, no error finding and no parity beyond tolerance."""
-        return (
+        """No refusal, no error finding, no parity beyond tolerance, nothing undetermined."""
+        return self.exit_code == 0
+
+    @property
+    def exit_code(self) -> int:
+        """1 where something is wrong, else 3 where something is undetermined, else 0."""
+        right = (
             (self.plan is None or self.plan.ok)
             and all(p.ok for p in self.parity)
             and all(f.severity != "error" for f in self.findings)
         )
-
-    @property
-    def exit_code(self) -> int:
-        """0 when `ok`, else 1."""
-        return 0 if self.ok else 1
+        return 1 if not right else 3 if self.undetermined else 0
 
     def to_json(self) -> str:
         """The report as indented JSON."""

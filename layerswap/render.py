@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from layerswap.records import Decision, Finding, Parity, Refusal, Report, Swap, SwapPlan
+from layerswap.records import (
+    Checked,
+    Decision,
+    Finding,
+    Parity,
+    Refusal,
+    Report,
+    Swap,
+    SwapPlan,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +40,10 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         if report.command == "plan" or report.plan.refusals:
             parts.append(_plan_table(report.plan, width))
         parts.append(_plan_summary(report.plan))
-    parts += _findings(report.findings)
+    for checked in report.checked:
+        own = [finding for finding in report.findings if finding.file == checked.source]
+        parts += _checked(checked, own, width)
+    parts += _findings(report.findings if not report.checked else ())
     if report.transfer is not None:
         log = report.transfer
         parts.append(
@@ -68,13 +80,11 @@ def describe_parity(parity: Parity) -> str:
 
 
 def _plan_table(plan: SwapPlan, width: int | None) -> str:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     if not plan.decisions:
         return ""
-    table: Table = Table(box=None, pad_edge=False, header_style="bold")
+    table = _empty_table()
     table.add_column("layer", overflow="fold", no_wrap=False)
     table.add_column("class", overflow="fold")
     for name in ("channels", "groups", "per group", "elements", "epsilon"):
@@ -84,6 +94,29 @@ def _plan_table(plan: SwapPlan, width: int | None) -> str:
     for decision in plan.decisions:
         # Text, not str: brackets in a path are not markup.
         table.add_row(*(Text(cell) for cell in _row(decision)))
+    return _printed(table, width)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> str:
+    from rich.text import Text
+
+    table = _empty_table()
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return _printed(table, width)
+
+
+def _empty_table() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, header_style="bold")
+
+
+def _printed(table: Table, width: int | None) -> str:
+    from rich.console import Console
+
     out = io.StringIO()
     Console(file=out, width=width or FILE_WIDTH, no_color=True, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
@@ -113,6 +146,26 @@ def _plan_summary(plan: SwapPlan) -> str:
         return f"{plan.source}: no BatchNormalization; there is nothing to swap"
     counts = f"{len(plan.swaps)} to swap, {len(plan.skips)} skipped, {len(plan.refusals)} refused"
     return f"{plan.source}: {len(plan.decisions)} BatchNormalization layers: {counts}"
+
+
+def _checked(checked: Checked, findings: Sequence[Finding], width: int | None) -> list[str]:
+    """The normalization layers of a file, a line per finding, each hint once, and the verdict."""
+    rows = [(x.path, x.class_name, " › ".join(x.parents)) for x in checked.layers]
+    lines = [_table(("layer", "class", "inside"), rows, width)] if rows else []
+    for finding in findings:
+        where = f" {finding.where}" if finding.where else ""
+        lines.append(f"{finding.severity} [{finding.code}]{where}: {finding.message}")
+    lines += [f"hint: {hint}" for hint in dict.fromkeys(f.hint for f in findings if f.hint)]
+    left = sum(finding.severity == "error" for finding in findings)
+    open_ = sum(finding.severity == "undetermined" for finding in findings)
+    looked = f"{checked.examined} layers looked at, {len(checked.layers)} of them normalize"
+    if left:
+        verdict = f"{left} BatchNormalization left{f', {open_} undetermined' if open_ else ''}"
+    elif open_:
+        verdict = "undetermined whether a BatchNormalization is left"
+    else:
+        verdict = "no BatchNormalization is left"
+    return [*lines, f"{checked.source}: {verdict}; {looked}"]
 
 
 def _findings(findings: Sequence[Finding]) -> list[str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from layerswap import grouping, moments, penalties
-from layerswap.policy import PARTS, Policy
+from layerswap.policy import HUGE, PARTS, Policy
 from layerswap.records import (
     Affine,
     Decision,
@@ -23,6 +25,8 @@ from layerswap.records import (
 
 # Below this many elements a group's mean and variance say more of the noise than of the sample.
 FEW_ELEMENTS = 8
+# Largest float16 is 65504; a sample's variance varies about the population's.
+FLOAT16_REACH = 65504 / 4
 CARRIED = ("name", "trainable", "dtype")
 
 
@@ -69,12 +73,7 @@ def fit(swap: Swap, statistics: Statistics) -> Affine:
 
 def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
     _refuse_unconvertible(site)
-    if policy.weights != "reset" and statistics is not None and not statistics.finite:
-        raise _Refused(
-            "nonfinite-weights",
-            "γ, β or the moving statistics hold NaN or Inf, from which nothing can be fitted",
-            "Exclude the layer, repair the model, or use weights='reset' for it.",
-        )
+    _refuse_unusable(policy, statistics)
     axis, channels = _choose_axis(site, policy)
     groups = _choose_groups(site, policy, channels)
     config: dict[str, Any] = {key: site.config[key] for key in CARRIED if key in site.config}
@@ -91,6 +90,7 @@ def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
         config[part] = _choose_part(site, policy, part)
     swap = Swap(site, config, policy.weights)
     _refuse_degenerate(swap, policy)
+    _refuse_overflow(swap, statistics)
     notes = tuple(_notes(swap, statistics))
     return Swap(site, config, policy.weights, notes)
 
@@ -98,7 +98,10 @@ def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
 def _refuse_unconvertible(site: Site) -> None:
     if site.obstacles:
         raise _Refused(
-            site.obstacles[0].code, "; ".join(obstacle.reason for obstacle in site.obstacles)
+            site.obstacles[0].code,
+            "; ".join(obstacle.reason for obstacle in site.obstacles),
+            f"Change how the model uses '{site.path}', or leave the layer as it is: "
+            f"exclude='{site.path}'.",
         )
     if site.config.get("renorm"):
         raise _Refused(
@@ -172,8 +175,8 @@ def _choose_groups(site: Site, policy: Policy, channels: int) -> int:
     else:
         asked = f"groups={policy.groups}"
         nearest = grouping.nearest_groups(channels, policy.groups)
-    legal = grouping.legal_groups(channels)
-    reason = f"{channels} channels don't divide by {asked}; legal groups: {_listed(legal)}"
+    legal = _listed(grouping.legal_groups(channels))
+    reason = f"{channels} channels don't divide by {asked}; legal numbers: {legal}"
     if policy.on_indivisible == "nearest":
         return nearest
     if policy.on_indivisible == "skip":
@@ -216,6 +219,48 @@ def _choose_part(site: Site, policy: Policy, part: str) -> Any:
     if wanted == "none":
         return default
     return wanted
+
+
+def _refuse_unusable(policy: Policy, statistics: Statistics | None) -> None:
+    """Refuses statistics from which nothing can be fitted."""
+    if policy.weights == "reset" or statistics is None:
+        return
+    hint = "Exclude the layer, repair the model, or use weights='reset' for it."
+    if not statistics.finite:
+        raise _Refused(
+            "nonfinite-weights",
+            "γ, β or the moving statistics hold NaN or Inf, from which nothing can be fitted",
+            hint,
+        )
+    if (statistics.variance < 0).any():
+        least = float(statistics.variance.min())
+        raise _Refused("negative-variance", f"a moving variance is negative ({least:.3g})", hint)
+
+
+def _refuse_overflow(swap: Swap, statistics: Statistics | None) -> None:
+    """Refuses what the type that the layer computes in can't hold."""
+    if swap.weights == "reset" or statistics is None:
+        return
+    fitted = fit(swap, statistics)
+    epsilon = float(swap.config["epsilon"])
+    largest = max(float(np.abs(fitted.gamma).max()), float(np.abs(fitted.beta).max()), epsilon)
+    if not largest <= HUGE:
+        raise _Refused(
+            "overflow",
+            f"the fit needs numbers of {largest:.3g}, which float32 can't hold",
+            "The moving statistics are out of all proportion: repair the model, or exclude the "
+            "layer.",
+        )
+    if _dtype_name(swap.config.get("dtype")) in ("float16", "mixed_float16"):
+        _, variance = moments.group_moments(statistics, swap.groups)
+        largest = float(variance.max()) + epsilon
+        if largest > FLOAT16_REACH:
+            raise _Refused(
+                "sixteen-bit-overflow",
+                f"its groups have variances of up to {largest:.3g}, and in float16 "
+                "GroupNormalization can't compute with more than 65504",
+                "Build the layer or the model in float32 or bfloat16, or exclude the layer.",
+            )
 
 
 def _refuse_degenerate(swap: Swap, policy: Policy) -> None:
@@ -296,8 +341,11 @@ def _penalty_notes(swap: Swap, statistics: Statistics) -> Iterator[Finding]:
     for name, value, switch in pairs:
         if not swap.config[switch]:
             continue
-        broken = penalties.violation(_normalised(swap.config[f"{name}_constraint"]), value)
-        if broken:
+        constraint = swap.config[f"{name}_constraint"]
+        carried = constraint == swap.site.config.get(f"{name}_constraint")
+        broken = penalties.violation(_normalised(constraint), value)
+        # BN's own values satisfy BN's own constraint, whatever it is.
+        if broken and not (carried and swap.weights == "copy"):
             raise _Refused(
                 "constraint-violated",
                 f"the fitted {name} would violate {name}_constraint {broken}",

@@ -1,9 +1,14 @@
 """What several test files share: the bundled models, and one converted file per process."""
 
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+# As the command line does; later, TensorFlow no longer looks.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -12,6 +17,30 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 def digits():
     """The bundled BN model as a `.keras` file; not to be written to."""
     return FIXTURES / "digits_bn.keras"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A `.keras` file with one BatchNormalization of 32 channels, `norm`; not to be written to."""
+    import tf_keras
+    from tf_keras import layers
+
+    tf_keras.utils.set_random_seed(0)
+    model = tf_keras.Sequential(
+        [
+            layers.Input((4, 4, 3)),
+            layers.Conv2D(32, 3),
+            layers.BatchNormalization(name="norm"),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+    generator = np.random.default_rng(0)
+    model.get_layer("norm").moving_mean.assign(generator.normal(0.0, 0.5, 32))
+    model.get_layer("norm").moving_variance.assign(generator.uniform(0.3, 3.0, 32))
+    path = tmp_path_factory.mktemp("tiny") / "tiny.keras"
+    model.save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -231,3 +231,74 @@ def test_is_saved_model(saved_model, tmp_path):
     assert atomic.is_saved_model(saved_model)
     shutil.rmtree(saved_model)
     assert not atomic.is_saved_model(tmp_path)
+
+
+def stage(folder, names=("m.onnx.ref.npz", "m.onnx")):
+    """Files staged in a hidden folder, with their places in the folder above."""
+    hidden = folder / ".hidden"
+    hidden.mkdir()
+    for name in names:
+        (hidden / name).write_bytes(b"new")
+    return [(hidden / name, folder / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    "old", [{}, {"m.onnx": b"old"}, {"m.onnx": b"old", "m.onnx.ref.npz": b"x"}]
+)
+def test_publish_moves_all_files(tmp_path, old):
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+    atomic.publish(stage(tmp_path))
+    shutil.rmtree(tmp_path / ".hidden")
+    assert contents(tmp_path) == {"m.onnx": b"new", "m.onnx.ref.npz": b"new"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("fatal", range(4))
+@pytest.mark.parametrize(
+    "old", [{}, {"m.onnx": b"old"}, {"m.onnx": b"old", "m.onnx.ref.npz": b"x"}]
+)
+def test_publish_moves_all_files_or_none(tmp_path, monkeypatch, old, fatal, after, error):
+    """Whichever rename fails, and be it that the interrupt comes just after it."""
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+    moves, rename, calls = stage(tmp_path), os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) - 1 != fatal or after:
+            rename(source, target)
+        if len(calls) - 1 == fatal:
+            raise error
+
+    monkeypatch.setattr(os, "replace", replace)
+    if fatal < 2 + len(old):
+        with pytest.raises(type(error)):
+            atomic.publish(moves)
+        expected = old
+    else:
+        atomic.publish(moves)
+        expected = {"m.onnx": b"new", "m.onnx.ref.npz": b"new"}
+    shutil.rmtree(tmp_path / ".hidden")
+    assert contents(tmp_path) == expected
+
+
+def test_publish_flushes_everything_before_it_moves_anything(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "m.onnx").write_bytes(b"old")
+    moves = stage(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic.publish(moves)
+    shutil.rmtree(tmp_path / ".hidden")
+    assert contents(tmp_path) == {"m.onnx": b"old"}
+
+
+def test_an_error_about_a_staged_file_names_its_place(tmp_path):
+    with pytest.raises(ExportError) as caught, atomic.staging(tmp_path / "m.onnx") as folder:
+        write(folder / "m.onnx", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    assert caught.value.where == str(tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -138,8 +138,7 @@ def test_integer_outputs_do_not_enter_the_drift():
     gn = {"y": np.ones((2, 2)), "label": np.array([[9, 2], [3, 4]])}
     drift = measure_drift([bn], [gn])
     assert (drift.relative_error, drift.argmax_agreement) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="no floating-point"):
-        measure_drift([{"label": bn["label"]}], [{"label": gn["label"]}])
+    assert measure_drift([{"label": bn["label"]}], [{"label": gn["label"]}]) is None
 
 
 def test_drift_that_is_not_finite_is_infinite_never_nan():

@@ -1,11 +1,8 @@
-"""The swap as a whole, against an oracle that runs the original model in another way.
+"""The swap as a whole: what is carried, refused, saved and kept out of the original.
 
-The oracle replaces what BatchNormalization computes, in the *original* model, by NumPy float64:
-group sizes, epsilon and fit are derived anew from the definitions. It shares no code with the
-walk, the rules or the transfer.
+That every model of the zoo computes the right thing is in `test_zoo.py`.
 """
 
-import contextlib
 import re
 
 import numpy as np
@@ -26,71 +23,9 @@ from layerswap.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from zoo.truth import assert_close, truth, values
 
 SAVED = {"keras": "m.keras", "h5": "m.h5", "savedmodel": "m"}
-
-
-def naive_groups(channels, groups):
-    if groups != "auto":
-        return channels if groups == -1 else groups
-    legal = [g for g in range(1, 33) if channels % g == 0 and channels // g >= 16]
-    return max(legal, default=1)
-
-
-def oracle_call(groups, weights):
-    def call(layer, inputs, training=None, mask=None):
-        x = np.asarray(inputs, np.float64)
-        axis = layer.axis[0]
-        mean, variance = (
-            np.asarray(v, np.float64) for v in (layer.moving_mean, layer.moving_variance)
-        )
-        gamma = np.ones_like(mean) if layer.gamma is None else np.asarray(layer.gamma, np.float64)
-        beta = np.zeros_like(mean) if layer.beta is None else np.asarray(layer.beta, np.float64)
-        count = naive_groups(mean.size, groups)
-        epsilon = layer.epsilon
-        if weights == "match":
-            grouped = mean.reshape(count, -1)
-            spread = (grouped - grouped.mean(1, keepdims=True)) ** 2
-            epsilon = max(1e-3, (variance.reshape(count, -1) + spread).mean())
-            gamma, beta = oracle.affine_match(
-                gamma, beta, mean, variance, layer.epsilon, count, epsilon
-            )
-        if weights == "reset":
-            gamma, beta = np.ones_like(mean), np.zeros_like(mean)
-        out = oracle.group_norm(x, count, gamma, beta, epsilon, axis=axis)
-        return tf.constant(out, inputs.dtype)
-
-    return call
-
-
-@contextlib.contextmanager
-def batchnorm_as(call):
-    """Within the block every BatchNormalization computes `call`."""
-    stock = BatchNormalizationBase.call
-    BatchNormalizationBase.call = call
-    try:
-        yield
-    finally:
-        BatchNormalizationBase.call = stock
-
-
-def truth(model, x, groups="auto", weights="match"):
-    with batchnorm_as(tf.autograph.experimental.do_not_convert(oracle_call(groups, weights))):
-        # TimeDistributed runs its layer in the same way whatever the batch.
-        return tf.nest.map_structure(np.asarray, model(x, training=False))
-
-
-def assert_close(got, expected, tolerance=2e-5):
-    got, expected = tf.nest.flatten(got), tf.nest.flatten(expected)
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert a.shape == b.shape
-        assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max())
-
-
-def values(model):
-    return [(v.name, np.asarray(v).tobytes()) for v in model.weights]
 
 
 def batchnorms(model):
@@ -99,60 +34,6 @@ def batchnorms(model):
 
 def groupnorms(model):
     return [m for m in model.submodules if isinstance(m, layers.GroupNormalization)]
-
-
-@pytest.mark.parametrize("weights", ["match", "copy", "reset"])
-@pytest.mark.parametrize("name", zoo.BUILDERS)
-def test_every_model_equals_the_oracle(name, weights):
-    model = zoo.build(name)
-    x = zoo.sample(model)
-    before, original = values(model), tf.nest.map_structure(np.asarray, model(x))
-    count = len({id(m) for m in batchnorms(model)})
-    expected = truth(model, x, weights=weights)
-
-    converted = ls.swap(model, weights=weights)
-
-    assert converted.source is model
-    assert values(model) == before, "the input model was changed"
-    assert_close(model(x), original, 0.0)
-    assert batchnorms(converted.model) == []
-    assert len({id(m) for m in groupnorms(converted.model)}) == count
-    assert all(type(m) is layers.GroupNormalization for m in groupnorms(converted.model))
-    assert_close(converted.model(x), expected)
-    assert_close(converted.model.predict(x, verbose=0), expected)
-
-
-@pytest.mark.parametrize("name", zoo.BUILDERS)
-def test_names_order_flags_and_structure_are_carried(name):
-    model = zoo.build(name)
-    converted = ls.swap(model).model
-    for one, other in zip(
-        model._flatten_layers(include_self=True),
-        converted._flatten_layers(include_self=True),
-        strict=True,
-    ):
-        assert (one.name, one.trainable, one.dtype_policy.name) == (
-            other.name,
-            other.trainable,
-            other.dtype_policy.name,
-        )
-    assert model.name == converted.name
-    assert getattr(model, "input_names", None) == getattr(converted, "input_names", None)
-    assert getattr(model, "output_names", None) == getattr(converted, "output_names", None)
-    assert tf.nest.map_structure(lambda t: t.shape, model.output) == tf.nest.map_structure(
-        lambda t: t.shape, converted.output
-    )
-
-
-@pytest.mark.parametrize("name", zoo.BUILDERS)
-def test_the_log_accounts_for_every_variable(name):
-    model = zoo.build(name)
-    converted = ls.swap(model)
-    log = converted.transfer
-    paths = [*log.copied, *log.fitted, *log.fresh]
-    assert len(paths) == len(set(paths)) == len(converted.model.weights)
-    assert log.fresh == ()
-    assert len(log.fitted) == 2 * len({id(m) for m in groupnorms(converted.model)})
 
 
 @pytest.mark.parametrize("kind", SAVED)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -134,11 +133,3 @@ def test_verify_without_any_extra(digits_onnx, tmp_path):
     result = python(code, "verify", digits_onnx, "--runtime", "reference", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "reference reproduces the Keras model" in result.stdout
-
-
-def test_what_needs_no_runtime_does_without(tmp_path):
-    code = HIDE.format(hidden=["onnxruntime"])
-    missing = Path("absent.keras")
-    result = python(code, "convert", missing, "out.onnx", "--no-verify", cwd=tmp_path)
-    assert result.returncode == 3
-    assert "there is no such file or folder" in result.stderr

@@ -11,8 +11,10 @@ from layerswap import records
 from layerswap.records import (
     Affine,
     Artifact,
+    Checked,
     Drift,
     Finding,
+    LayerRecord,
     Obstacle,
     Parity,
     Refusal,
@@ -55,8 +57,17 @@ INFINITE = Parity(
 DRIFT = Drift(0.6, 0.75, 4)
 LOG = TransferLog(("conv/kernel",), ("norm/gamma", "norm/beta"), ())
 ARTIFACT = Artifact(
-    "out.onnx", "onnx", 610_461, 18, "0" * 64, "out.onnx.ref.npz", INFINITE, Drift(math.inf, None, 4)
+    "out.onnx",
+    "onnx",
+    610_461,
+    18,
+    "0" * 64,
+    "out.onnx.ref.npz",
+    INFINITE,
+    Drift(math.inf, None, 4),
 )
+LAYER = LayerRecord("block/norm", "LayerNormalization", "keras.layers", ("Functional", "Block"))
+CHECKED = Checked("in.keras", 12, (LAYER,))
 FULL = Report(
     "convert",
     "in.keras",
@@ -67,6 +78,7 @@ FULL = Report(
     drift=Drift(math.inf, None, 4),
     findings=(NOTE,),
     seconds={"load": 0.25, "verify": 1.5},
+    checked=(CHECKED,),
 )
 EXAMPLES = [
     NOTE,
@@ -83,6 +95,8 @@ EXAMPLES = [
     INFINITE,
     DRIFT,
     ARTIFACT,
+    LAYER,
+    CHECKED,
     FULL,
     Report("verify", "out.onnx"),
 ]
@@ -143,7 +157,7 @@ def test_decisions_keep_their_kind(record):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"command": "plan"}', "null"])
 def test_what_is_no_report_is_a_value_error(text):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         from_json(Report, text)
 
 

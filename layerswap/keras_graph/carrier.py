@@ -88,7 +88,7 @@ class Carriers:
             ExportError: the layer computes in a type that the ONNX form can't hold.
         """
         if not (self._is_inlined() and _is_stock(layer)):
-            return tracing._stock_call(layer, inputs)
+            return tracing.stock_call(layer, inputs)
         axis = layer.axis % inputs.shape.rank
         channels = int(inputs.shape[axis])
         scope = tf.compat.v1.get_default_graph().get_name_scope()

@@ -58,6 +58,7 @@ def convert(
                 custom_rewriter=[carrier.rewriter(sites)],
                 extra_opset=[tf2onnx.utils.make_opsetid(carrier.DOMAIN, 1)],
             )
+            _widen_scalars(converted)
             # Without this tf2onnx copies the graph at each step and hides what fails.
             converted = optimizer.optimize_graph(converted, catch_errors=False)
             model = converted.make_model("")
@@ -68,6 +69,20 @@ def convert(
     if errors:
         raise ExportError(f"tf2onnx could not convert the model: {errors[0]}")
     return model
+
+
+def _widen_scalars(graph: Any) -> None:
+    """Gives scalars that are added an axis of length 1, which broadcasts alike.
+
+    tf2onnx's optimiser takes what is added to a convolution for a bias, and fails on scalars.
+    """
+    for node in list(graph.get_nodes()):
+        if node.type == "Add" and node.inputs[1] is not None and node.inputs[1].is_const():
+            scalar = node.inputs[1].get_tensor_value(as_list=False)
+            if scalar.ndim == 0 and graph.get_shape(node.input[0]):
+                name = tf2onnx.utils.make_name(node.name)
+                widened = graph.make_const(name, scalar.reshape(1))
+                graph.replace_input(node, node.input[1], widened.output[0], 1)
 
 
 def _check_operations(graph: Any, opset: int) -> None:

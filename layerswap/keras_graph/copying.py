@@ -4,7 +4,7 @@ Keras's own copies go through the configuration and lose what isn't in it: train
 weights, preprocessing state, non-default initializers. Here every layer, node, symbolic tensor
 and variable is copied as the object it is, once, so that sharing survives by construction. Two
 things need help: Keras keys its graph by the `id` of symbolic tensors, and a compiled model
-holds traced functions, which belong to the original (`compiling.recompile` makes new ones).
+holds traced functions, which belong to the original (`compiling` makes new ones).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from tf_keras.src.mixed_precision.autocast_variable import (
 
 from layerswap.errors import UnsupportedModelError
 from layerswap.keras_graph import compiling
-from layerswap.keras_graph.walk import find_layers
+from layerswap.keras_graph.graph_functions import fresh_function, own_functions
+from layerswap.keras_graph.walk import captured_by_functions, find_layers
 
 
 class Twins:
@@ -48,7 +49,7 @@ def models_in(model: Any) -> list[Any]:
 def copy_model(model: Any) -> tuple[Any, Twins]:
     """A copy that shares no variable with `model` and computes the same.
 
-    The copy still refers to the original's compile state: call `compiling.recompile` on it.
+    The copy still refers to the original's compile state: apply a `compiling.Recipe` to it.
 
     Args:
         model: any tf_keras model; it is left as it is.
@@ -59,8 +60,10 @@ def copy_model(model: Any) -> tuple[Any, Twins]:
     Raises:
         UnsupportedModelError: the model holds something that can't be copied.
     """
+    _refuse_distributed(model)
     memo: dict[int, Any] = {}
     originals = _connected_layers(model)
+    _refuse_captured(model, originals)
     strategy = tf.distribute.get_strategy()
     shared = [strategy, strategy.extended]
     for layer in originals:
@@ -72,25 +75,66 @@ def copy_model(model: Any) -> tuple[Any, Twins]:
     # `Model.__deepcopy__` (a save and a load) nor the depth of the graph comes into play.
     shells = [object.__new__(type(layer)) for layer in originals]
     memo.update({id(layer): shell for layer, shell in zip(originals, shells, strict=True)})
-    try:
-        for layer in originals:
-            _copy_autocast_variables(layer, memo)
-        for layer, shell in zip(originals, shells, strict=True):
-            # Symbolic losses of one past call; Keras collects them anew in each.
-            state = {**layer.__getstate__(), "_losses": []}
-            shell.__setstate__({name: copy.deepcopy(value, memo) for name, value in state.items()})
-    except Exception as error:  # whatever a user's object raises when it is copied
-        raise _uncopyable(model, f"{type(error).__name__}: {error}") from error
+    for layer in originals:
+        _copy_metrics(layer, memo)
+        _copy_functions(layer, memo)
+    for layer, shell in zip(originals, shells, strict=True):
+        _copy_autocast_variables(layer, memo)
+        shell.__setstate__(_copy_state(model, layer, memo))
     for shell in shells:
         if vars(shell).get("_adapt_function") is not None:
             shell._adapt_function = None  # the original's; made anew when adapting again
     _rekey(memo)
-    copied = memo[id(model)]
-    shared_layers = {id(layer) for layer in originals}
-    for found in find_layers(copied):
-        if id(found.layer) in shared_layers:  # functions are copied by reference
-            raise _uncopyable(model, f"'{found.path}' is held by a function")
-    return copied, Twins(memo)
+    return memo[id(model)], Twins(memo)
+
+
+def _copy_state(model: Any, layer: Any, memo: dict[int, Any]) -> dict[str, Any]:
+    # Symbolic losses are of one past call; Keras collects them anew in each.
+    state = {**layer.__getstate__(), "_losses": []}
+    state.pop("signatures", None)  # a SavedModel's: traces of the original
+    copied = {}
+    for name, value in state.items():
+        try:
+            copied[name] = copy.deepcopy(_without_compile_state(name, value, memo), memo)
+        except Exception as error:  # whatever a user's object raises when it is copied
+            reason = f"'{name}' of '{layer.name}': {type(error).__name__}: {error}"
+            raise _uncopyable(model, reason) from error
+    return copied
+
+
+def _stays_behind(item: Any, memo: dict[int, Any]) -> bool:
+    return memo.get(id(item), item) is item and compiling.is_compile_state(item)
+
+
+def _without_compile_state(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    """Keras's account of a model's attributes, less what earlier compilations left in it."""
+    if name == "_obj_reference_counts_dict":
+        kept = type(value)()
+        for item, count in value.items():
+            if not _stays_behind(item, memo):
+                kept[item] = count
+        return kept
+    if name == "_self_unconditional_checkpoint_dependencies":
+        return [item for item in value if not _stays_behind(item.ref, memo)]
+    if name == "_self_unconditional_dependency_names":
+        return {k: item for k, item in value.items() if not _stays_behind(item, memo)}
+    return value
+
+
+def _refuse_distributed(model: Any) -> None:
+    if model.distribute_strategy is not tf.distribute.get_strategy() or tf.distribute.has_strategy():
+        raise UnsupportedModelError(
+            f"the model lives in a {type(model.distribute_strategy).__name__}",
+            where=str(model.name),
+            hint="Save it, load it outside of the strategy's scope and swap it there.",
+        )
+
+
+def _refuse_captured(model: Any, originals: list[Any]) -> None:
+    """Functions are copied by reference: what they captured would still be the original's."""
+    for layer in originals:
+        for path in captured_by_functions(layer):
+            raise _uncopyable(model, f"'{path}' of '{layer.name}' is held by a function")
 
 
 def _uncopyable(model: Any, reason: str) -> UnsupportedModelError:
@@ -107,6 +151,26 @@ def _copy_autocast_variables(layer: Any, memo: dict[int, Any]) -> None:
         if isinstance(variable, AutoCastVariable) and id(variable) not in memo:
             inner = copy.deepcopy(variable._variable, memo)
             memo[id(variable)] = create_autocast_variable(inner)
+
+
+def _copy_metrics(layer: Any, memo: dict[int, Any]) -> None:
+    """A metric makes its copy of its configuration: its variables find theirs through the memo."""
+    for value in list(vars(layer).values()):
+        held = value if isinstance(value, list | tuple) else [value]
+        for metric in held:
+            if isinstance(metric, Metric) and id(metric) not in memo:
+                twin = copy.deepcopy(metric, memo)
+                memo.update(
+                    {id(a): b for a, b in zip(metric.weights, twin.weights, strict=True)}
+                )
+
+
+def _copy_functions(layer: Any, memo: dict[int, Any]) -> None:
+    """A traced function can't be copied; the Python function in it can, to be traced anew."""
+    for _, function in own_functions(layer):
+        if id(function) not in memo:
+            python_function = copy.deepcopy(function.python_function, memo)
+            memo[id(function)] = fresh_function(function, python_function)
 
 
 def _connected_layers(model: Any) -> list[Any]:

@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_keras.protobuf import saved_metadata_pb2
 
 from layerswap.atomic import is_saved_model
+from layerswap.config_files import KERAS_3_HINT, check_config, objects, runs_code
 from layerswap.errors import LoadError, reason_of
-
-KERAS_3_HINT = (
-    "A Keras 3 model has to be rebuilt under tf_keras (set TF_USE_LEGACY_KERAS=1 before "
-    "TensorFlow is imported), given its weights and saved again."
-)
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -37,13 +33,6 @@ _MAX_SWELL, _ALLOWANCE = 100, 1 << 26
 _FUNCTION_HOMES = frozenset(
     {"activations", "backend", "constraints", "initializers", "losses", "metrics", "regularizers"}
 )
-# TensorFlow functions that a layer may call by name: those that only compute.
-_PURE = re.compile(
-    r"(compat\.v1\.)?((math|nn|linalg|image|signal|strings|sparse|ragged|sets|bitwise|quantization"
-    r"|random|audio|dtypes|__operators__|experimental\.numpy)\.[\w.]+"
-    r"|(?!\w*(file|load|import|func|rpc|tpu|xla|print|save|restore|session))[a-z]\w*)"
-)
-_IMPURE_NODE = re.compile(r"(?i)file|func|save|restore|summary|dataset|print|remote|session")
 _UNKNOWN = re.compile(r"(?:Unknown [^:]+: |Could not (?:locate|deserialize) \w+ )'([^']+)'")
 
 
@@ -74,7 +63,7 @@ def inspect_archive(path: Path, known: Mapping[str, Any], unsafe: bool) -> int:
                 )
         config = json.loads(archive.read(_CONFIG))
         metadata = json.loads(archive.read(_METADATA)) if _METADATA in names else {}
-        _check_config(config, metadata.get("keras_version"))
+        check_config(config, metadata.get("keras_version"))
         stored = weights_in(archive, path)
     if not unsafe:
         _check_code(config)
@@ -101,7 +90,7 @@ def inspect_h5(file: h5py.File, path: Path, unsafe: bool) -> None:
             hint="Build the model in Python, call load_weights() and save the whole model.",
         )
     config = json.loads(text)
-    _check_config(config, file.attrs.get("keras_version"))
+    check_config(config, file.attrs.get("keras_version"))
     if "model_weights" not in file:
         raise LoadError("has no weights", hint="Save the whole model with model.save().")
     if not unsafe:
@@ -163,24 +152,9 @@ def explained(error: Exception) -> LoadError:
     )
 
 
-def _check_config(config: Any, version: Any) -> None:
-    """Refuses what isn't a model's configuration, or is one of Keras 3."""
-    if not isinstance(config, dict):
-        raise LoadError(
-            "its configuration is empty: the model had none when it was saved",
-            hint="Give a subclassed model a get_config(), or save it as a SavedModel.",
-        )
-    text = version.decode() if isinstance(version, bytes) else str(version or "")
-    # Files without a version give themselves away: Keras 2 calls it batch_input_shape.
-    inputs = (item for _, item in _objects(config) if item["class_name"] == "InputLayer")
-    newer = any("batch_shape" in _inner(item) for item in inputs)
-    if newer or (text.split(".")[0].isdecimal() and int(text.split(".")[0]) >= 3):
-        raise LoadError(f"was written by Keras {text or '3'}, not tf_keras", hint=KERAS_3_HINT)
-
-
 def _check_code(config: Any) -> None:
     """Refuses what would run Python or reach outside the model, be it during the load."""
-    layers = [path for path, item in _objects(config) if _runs_code(item)]
+    layers = [path for path, item in objects(config) if runs_code(item)]
     if layers:
         raise LoadError(
             f"carries code, which is not run unasked: {', '.join(dict.fromkeys(layers))}",
@@ -188,21 +162,9 @@ def _check_code(config: Any) -> None:
         )
 
 
-def _runs_code(item: Mapping[str, Any]) -> bool:
-    kind, inner = str(item["class_name"]), _inner(item)
-    if kind in ("TFOpLambda", "SlicingOpLambda"):  # even tf.io.write_file, on constants at once
-        return not _PURE.fullmatch(str(inner.get("function")))
-    if kind == "ClassMethod":
-        return inner.get("cls_symbol") not in ("RaggedTensor", "SparseTensor")
-    if kind == "TensorFlowOpLayer":  # how TensorFlow 2.3 and before kept such calls
-        return bool(_IMPURE_NODE.search(str(inner.get("node_def"))))
-    functions = ("function_type", "output_shape_type", "mask_type")
-    return kind == "__lambda__" or "lambda" in map(inner.get, functions)
-
-
 def _check_references(config: Any, known: Mapping[str, Any]) -> None:
     """Refuses classes and functions that tf_keras would import from where the file says."""
-    for _, item in _objects(config):
+    for _, item in objects(config):
         kind, module = str(item["class_name"]), item.get("module")
         if module is None or (kind == "__typespec__" and module.startswith("tensorflow.")):
             continue
@@ -221,30 +183,6 @@ def _check_references(config: Any, known: Mapping[str, Any]) -> None:
             ours = False
         if not ours:
             raise _unknown(name if kind == "function" else registered, module)
-
-
-def _objects(config: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every serialized object in a configuration, with the path of layer names to it.
-
-    The model's own name is left out, unless the model is all there is.
-    """
-    children: Any = ()
-    if isinstance(config, dict):
-        children = config.values()
-        if "class_name" in config:
-            name = _inner(config).get("name")
-            if isinstance(name, str) and not (depth == 0 and "layers" in _inner(config)):
-                path = f"{path}/{name}" if path else name
-            yield path, config
-    elif isinstance(config, list):
-        children = config
-    for child in children:
-        yield from _objects(child, path, depth + 1)
-
-
-def _inner(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = item.get("config")
-    return inner if isinstance(inner, dict) else {}
 
 
 def _sizes(file: h5py.File) -> dict[str, int]:

@@ -15,14 +15,24 @@ from typing import Any
 
 import tensorflow as tf
 from tf_keras.backend import floatx
+from tf_keras.src.engine.base_layer_utils import call_context
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from layerswap.errors import reason_of
-from layerswap.keras_graph.walk import Found
+from layerswap.keras_graph.graph_functions import untraced
+from layerswap.keras_graph.walk import Found, find_layers
 
 _LOCK = threading.RLock()
 _active = threading.local()
 _stock_call = BatchNormalizationBase.call
+# What BatchNormalization has and GroupNormalization doesn't.
+_LACKING = {"moving_mean", "moving_variance", "momentum", "fused", "renorm", "virtual_batch_size"}
+
+
+TRAINING_FIXED = (
+    "it is called with training=True, so it uses the batch's statistics at inference, too; from its "
+    "moving statistics nothing can be fitted"
+)
 
 
 @dataclass(slots=True)
@@ -59,7 +69,7 @@ def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
         try:
             for call in _recorded_calls(model, host):
                 for training in (False, True):
-                    with _noting(observed, training):
+                    with untraced(_layers_of(host)), _noting(observed, training):
                         _trace(host.layer, call, training)
         except Exception as error:  # whatever the user's code raises
             name = host.path or type(host.layer).__name__
@@ -68,6 +78,10 @@ def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
             for guest in guests:
                 guest.obstacles["untraceable"] = reason
     return observed
+
+
+def _layers_of(host: Found) -> list[Any]:
+    return [host.layer, *(found.layer for found in find_layers(host.layer))]
 
 
 Call = tuple[Any, Any]
@@ -106,7 +120,7 @@ def _trace(layer: Any, call: Call, training: bool) -> None:
     specs = [_spec(arguments[i]) for i in symbolic]
     masks = [getattr(arguments[i], "_keras_mask", None) for i in symbolic]
 
-    def run(tensors: Sequence[Any], mask_tensors: Sequence[Any]) -> int:
+    def fill(tensors: Sequence[Any], mask_tensors: Sequence[Any]) -> Any:
         filled = list(arguments)
         for index, tensor, mask in zip(symbolic, tensors, mask_tensors, strict=True):
             if mask is not None:
@@ -116,11 +130,18 @@ def _trace(layer: Any, call: Call, training: bool) -> None:
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": training}
             args = args[:1] if "training" in layer._call_spec.arg_names[1 : len(args)] else args
+        return args, kwargs
+
+    ours = tf.autograph.experimental.do_not_convert(fill)
+
+    def run(tensors: Sequence[Any], mask_tensors: Sequence[Any]) -> int:
+        args, kwargs = ours(tensors, mask_tensors)
         layer(*args, **kwargs)
         return 0
 
     mask_specs = [None if mask is None else tf.TensorSpec(mask.shape, mask.dtype) for mask in masks]
-    tf.function(run, autograph=False).get_concrete_function(specs, mask_specs)
+    # With AutoGraph: the layer's own code may branch and loop on tensors.
+    tf.function(run).get_concrete_function(specs, mask_specs)
 
 
 def _spec(value: Any) -> Any:
@@ -148,24 +169,56 @@ def _noting(observed: dict[int, Observed], training: bool) -> Iterator[None]:
                 "it is called with a second positional argument, which GroupNormalization takes "
                 "for a mask; pass training by name"
             )
+        if kwargs and call_context().layer is not layer:
+            seen.obstacles["called-directly"] = (
+                f"its call() is called directly, with {', '.join(kwargs)}, which "
+                "GroupNormalization's doesn't take; call the layer instead"
+            )
+        if kwargs.get("training") is True and not training:
+            seen.obstacles["training-fixed"] = TRAINING_FIXED
         if not inputs.dtype.is_floating:
             seen.obstacles["integer-input"] = f"its input is {inputs.dtype.name}"
 
+    def note_read(layer: Any, name: str) -> None:
+        seen = observed.get(id(layer))
+        if seen is not None:
+            seen.obstacles["attribute-read"] = (
+                f"the code around it reads its '{name}', which GroupNormalization doesn't have"
+            )
+
     with _LOCK:
-        _active.note = note
+        _active.note, _active.note_read = note, note_read
         BatchNormalizationBase.call = _dispatch
+        BatchNormalizationBase.__getattribute__ = _read
         try:
             yield
         finally:
-            _active.note = None
+            _active.note = _active.note_read = None
             BatchNormalizationBase.call = _stock_call
+            del BatchNormalizationBase.__getattribute__
 
 
 def _call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
     note: Callable[..., None] | None = getattr(_active, "note", None)
-    if note is not None:
-        note(self, inputs, args, kwargs)
-    return _stock_call(self, inputs, *args, **kwargs)
+    if note is None:
+        return _stock_call(self, inputs, *args, **kwargs)
+    note(self, inputs, args, kwargs)
+    note_read, _active.note_read = _active.note_read, None  # its own code may read all of it
+    try:
+        return _stock_call(self, inputs, *args, **kwargs)
+    finally:
+        _active.note_read = note_read
 
 
-_dispatch = tf.autograph.experimental.do_not_convert(_call)
+def _read(self: Any, name: str) -> Any:
+    if name in _LACKING:
+        note_read: Callable[..., None] | None = getattr(_active, "note_read", None)
+        if note_read is not None:
+            note_read(self, name)
+    return object.__getattribute__(self, name)
+
+
+# Wears the stock signature: wrappers ask whether `call` takes a mask before they pass one on.
+_dispatch = tf.__internal__.decorator.make_decorator(
+    _stock_call, tf.autograph.experimental.do_not_convert(_call)
+)

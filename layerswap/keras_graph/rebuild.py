@@ -6,6 +6,7 @@ weights) needs no change; its class and state are those of a freshly built stock
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from tf_keras.layers import GroupNormalization
 from tf_keras.src.utils import tf_inspect
 
 from layerswap import rules
-from layerswap.errors import PolicyError, TransferError
-from layerswap.keras_graph.walk import Found, find_batchnorms, find_layers
+from layerswap.errors import PolicyError, TransferError, reason_of
+from layerswap.keras_graph.graph_functions import forget_traces
+from layerswap.keras_graph.walk import Found, find_batchnorms, find_layers, template_of
+from layerswap.policy import PARTS
 from layerswap.records import Statistics, Swap, SwapPlan
 
 # What ties a layer to its model and to its calls, rather than saying what it computes.
@@ -53,24 +56,49 @@ def apply_plan(model: Any, plan: SwapPlan, statistics: Mapping[str, Statistics])
         if swap.weights != "reset":
             _assign(new, swap, statistics[swap.site.path])
         _turn(sites[swap.site.path], new)
+    for layer in (model, *(found.layer for found in find_layers(model))):
+        if template_of(layer) is not None:
+            _turn_template(layer)
+        forget_traces(layer)
     turned = {id(sites[swap.site.path].layer) for swap in plan.swaps}
     _refresh_signatures(model, turned)
 
 
+def _turn_template(wrapper: Any) -> None:
+    """What a Bidirectional made its two layers of is never called, but holds the same."""
+    run = {found.path: found.layer for found in find_layers(wrapper.forward_layer)}
+    for spare in find_batchnorms(wrapper.layer):
+        twin = run.get(spare.path)
+        if type(twin) is GroupNormalization and not spare.layer.built:
+            config = {**twin.get_config(), "name": spare.layer.name}
+            _turn(spare, GroupNormalization.from_config(config))
+
+
 def _build(swap: Swap, found: Found) -> Any:
+    config = dict(swap.config)
+    for part in PARTS:
+        # Carried parts are BN's own objects: a function or a class that isn't registered can't
+        # be made again from its serialized form.
+        if config[part] == swap.site.config.get(part) and hasattr(found.layer, part):
+            config[part] = getattr(found.layer, part)
+    # The variables take the place of the old ones, names included: `.h5` and name-based loading
+    # need them to be unique, which they are only below the layer's own scope.
+    scope = re.sub(r"[^\w.\\/>-]", "_", found.layer.moving_mean.name.rpartition("/")[0])
     try:
-        layer = GroupNormalization.from_config(dict(swap.config))
+        layer = GroupNormalization.from_config(config)
+        with tf.init_scope(), tf.name_scope(f"{scope}/" if scope else ""):
+            layer.build(tf.TensorShape(swap.site.shape))
+        for part in PARTS:
+            value = getattr(layer, part)
+            if value is not None and not callable(value):
+                raise ValueError(f"{part} '{value}' is unknown")
+        _ = layer.losses  # a regularizer may refuse a vector
     except Exception as error:  # whatever Keras raises for a name or config that it doesn't know
         raise PolicyError(
-            f"Keras refuses the configuration: {error}",
+            f"Keras refuses the configuration: {reason_of(error)}",
             where=swap.site.path,
             hint="Check the initializers, regularizers and constraints of the policy.",
         ) from error
-    # The variables take the place of the old ones, names included: `.h5` and name-based loading
-    # need them to be unique, which they are only below the layer's own scope.
-    scope = found.layer.moving_mean.name.rpartition("/")[0]
-    with tf.init_scope(), tf.name_scope(f"{scope}/" if scope else ""):
-        layer.build(tf.TensorShape(swap.site.shape))
     return layer
 
 
@@ -87,6 +115,8 @@ def _turn(found: Found, new: Any) -> None:
     nodes = list(old._inbound_nodes)
     spec = vars(old).get("_saved_model_arg_spec")
     state = {**vars(new), **ties}
+    if new.dtype_policy.name == old.dtype_policy.name:  # float32 in place of 16 bits needs its own
+        state["_autocast"] = old._autocast
     if spec is not None:
         state["_saved_model_arg_spec"] = (spec[0][:1], {})
     # `__dict__` first: the class's own attribute hooks would track and count every assignment.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tf_keras.layers import GroupNormalization
+from tf_keras.models import Model
 
 from layerswap.errors import ExportError
 from layerswap.keras_graph.walk import find_batchnorms, find_layers
@@ -20,11 +21,15 @@ def refuse_recreated(model: Any) -> None:
     Raises:
         ExportError: names the classes and the remedy.
     """
+    layers = find_layers(model)
     hosts = {
         id(found.host.layer): found.host.layer
-        for found in find_layers(model)
+        for found in layers
         if found.host is not None and isinstance(found.layer, GroupNormalization)
     }
+    # A model class of one's own may build its graph in its constructor.
+    own = [model, *(found.layer for found in layers if isinstance(found.layer, Model))]
+    hosts |= {id(each): each for each in own if not type(each).__module__.startswith("tf_keras.")}
     classes = sorted({type(host).__name__ for host in hosts.values() if _brings_back(host)})
     if classes:
         raise ExportError(

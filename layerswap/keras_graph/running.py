@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from layerswap.references import Arrays, InputSpec, Reference, random_inputs
 # One sample alone and several: what is right at one batch size may be wrong at another.
 BATCHES = (1, 3)
 SEED = 0
-# For axes that the model leaves open; large enough for five halvings.
-OPEN_AXIS = 64
+# For axes that the model leaves open, tried in turn: large enough for five halvings first.
+OPEN_AXES = (64, 128, 224)
 # Without an Embedding nothing says how large an index may be.
 FEW_INDICES = 2
 
@@ -46,21 +46,53 @@ def make_reference(
     Raises:
         ExportError: the model fails on the inputs drawn for it.
     """
-    drawn = tuple(_draw(model, inputs, batch) for batch in BATCHES)
-    try:
-        answers = tuple(answer(model, batch, outputs) for batch in drawn)
-        before = None
-        if source is not None:
-            before = tuple(answer(source, batch, outputs) for batch in drawn)
-    except Exception as error:  # whatever a user's layer raises
+    failure: Exception | None = None
+    for size in OPEN_AXES:
+        try:
+            drawn = tuple(_draw(model, inputs, batch, size) for batch in BATCHES)
+            answers = tuple(answer(model, batch, outputs) for batch in drawn)
+            before = None
+            if source is not None:
+                before = tuple(answer(source, batch, outputs) for batch in drawn)
+            break
+        except Exception as error:  # whatever a user's layer raises
+            failure = failure or error
+    else:
+        assert failure is not None
         raise ExportError(
             "the model fails on the random inputs that it is to be verified with: "
-            + reason_of(error),
+            + reason_of(failure),
             where=str(model.name),
-            hint="Export with --no-verify only if you verify the artifact yourself.",
-        ) from error
+            hint="Export with --no-verify (verify=False) only if you verify the artifact yourself.",
+        ) from failure
+    if not all(np.isfinite(a).all() for batch in answers for a in batch.values() if a.dtype != "O"):
+        raise ExportError(
+            "on random inputs the Keras model itself answers NaN or Inf, so nothing can be compared",
+            where=str(model.name),
+            hint="Check the model, or export with --no-verify (verify=False).",
+        )
     tolerance = tolerance_for(compute_dtype(model))
     return Reference(drawn, answers, before, sha256, tolerance, SEED, version)
+
+
+def refuse_text(model: Any) -> None:
+    """Refuses inputs that have no numbers, which a reference file can't hold.
+
+    Raises:
+        ExportError: names the type and the remedy.
+    """
+    for spec in tf.nest.flatten(_signature(model)):
+        if not isinstance(spec, tf.TensorSpec):
+            kind = f"a {type(spec).__name__.removesuffix('Spec')}"
+        elif spec.dtype == tf.string:
+            kind = "text"
+        else:
+            continue
+        raise ExportError(
+            f"an input is {kind}, which can't go into an ONNX file",
+            where=str(model.name),
+            hint="Export the part of the model behind the preprocessing, or use another format.",
+        )
 
 
 def names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -95,16 +127,32 @@ def reload_parity(model: Any, written: Path, reference: Reference) -> Parity:
             hint="Choose another format, or skip the check with --no-verify, verify=False.",
         ) from error
     outputs = tuple(reference.outputs[0])
+    reread = _compare("tf_keras", lambda batch: answer(again, batch, outputs), reference)
+    signature = getattr(again, "signatures", {}).get("serving_default")
+    if signature is None or not reread.ok:
+        return reread
+    # What is served is another computation: the affine form.
+    served = _compare("serving_default", lambda batch: _served(signature, batch), reference)
+    return max(reread, served, key=lambda parity: (not parity.ok, parity.max_absolute))
+
+
+def _compare(name: str, run: Callable[[Arrays], Arrays], reference: Reference) -> Parity:
+    actual = [run(batch) for batch in reference.inputs]
     return compare_parity(
-        "tf_keras",
-        [answer(again, batch, outputs) for batch in reference.inputs],
-        reference.outputs,
-        reference.tolerance,
-        reference.batches,
+        name, actual, reference.outputs, reference.tolerance, reference.batches
     )
 
 
-def _draw(model: Any, inputs: Sequence[str], batch: int) -> Arrays:
+def _served(signature: Any, batch: Arrays) -> Arrays:
+    tensors = [tf.convert_to_tensor(array) for array in batch.values()]
+    # TensorFlow renames inputs that are no identifiers; their order stays.
+    specs = signature.structured_input_signature[1]
+    named = dict(zip(batch, tensors, strict=True)) if specs.keys() == batch.keys() else None
+    results = signature(**(named or dict(zip(sorted(specs), tensors, strict=True))))
+    return {name: np.asarray(tensor) for name, tensor in results.items()}
+
+
+def _draw(model: Any, inputs: Sequence[str], batch: int, size: int) -> Arrays:
     specs = input_specs(model, inputs)
     sizes = [f.layer.input_dim for f in find_layers(model) if isinstance(f.layer, Embedding)]
     limit = int(min(sizes, default=FEW_INDICES))
@@ -114,7 +162,7 @@ def _draw(model: Any, inputs: Sequence[str], batch: int) -> Arrays:
         (n, shape, "int32" if n in indices or dtype == "string" else dtype)
         for n, shape, dtype in specs
     ]
-    drawn = random_inputs(whole, batch, SEED, free=OPEN_AXIS, upper=limit)
+    drawn = random_inputs(whole, batch, SEED, free=size, upper=limit)
     return {name: drawn[name].astype(_numpy_dtype(dtype)) for name, _, dtype in specs}
 
 
@@ -178,7 +226,7 @@ def _signature(model: Any) -> Any:
     """The structure of the model's inputs, with a tensor or spec at each leaf."""
     nested = getattr(model, "_nested_inputs", None)
     if nested is not None:
-        return tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), nested)
+        return tf.nest.map_structure(lambda t: t.type_spec, nested)
     spec = model.save_spec()
     if spec is None:
         raise ExportError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,15 +14,21 @@ from tf_keras.layers import Lambda
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from layerswap.keras_graph.observing import Observed, observe
+from layerswap.errors import reason_of
+from layerswap.keras_graph.observing import TRAINING_FIXED, Observed, observe
 from layerswap.keras_graph.storage import is_revived
-from layerswap.keras_graph.walk import Found, find_batchnorms, is_masked, variables
+from layerswap.keras_graph.walk import Found, find_batchnorms, find_layers, is_masked, variables
 from layerswap.records import Finding, Obstacle, Site, Statistics
 
 Shape = tuple[int | None, ...]
 
 # What a subclass may define and still compute as BatchNormalization does.
-HARMLESS = {"__init__", "get_config", "from_config"}
+HARMLESS = {
+    *("__init__", "get_config", "from_config"),
+    *("__module__", "__doc__", "__dict__", "__weakref__", "__abstractmethods__", "_abc_impl"),
+    *("__init_subclass__", "__annotations__", "__static_attributes__", "__firstlineno__"),
+    *("_keras_api_names", "_keras_api_names_v1"),
+}
 _MASKED = (
     "a mask reaches it, which stock GroupNormalization doesn't apply as BatchNormalization does"
 )
@@ -37,8 +45,22 @@ def find_sites(model: Any) -> tuple[list[Site], dict[str, Statistics]]:
     """
     batchnorms = find_batchnorms(model)
     observed = observe(model, batchnorms)
+    tied = _tied(model)
+    for found in batchnorms:
+        if tied & {id(variable) for variable in found.layer.weights}:
+            found.obstacles["tied-weights"] = "another layer uses its γ, β or statistics as well"
     sites = [_describe(found, observed.get(id(found.layer))) for found in batchnorms]
     return sites, read_all_statistics(model)
+
+
+def _tied(model: Any) -> set[int]:
+    """`id` of each variable that belongs to more than one layer."""
+    owners = Counter(
+        id(variable)
+        for found in find_layers(model)
+        for variable in (*found.layer._trainable_weights, *found.layer._non_trainable_weights)
+    )
+    return {variable for variable, count in owners.items() if count > 1}
 
 
 def read_all_statistics(model: Any) -> dict[str, Statistics]:
@@ -65,7 +87,9 @@ def find_nonfinite(model: Any) -> Iterator[Finding]:
     for variable in variables(model):
         if not variable.dtype.is_floating:
             continue
-        values = np.asarray(variable).astype(np.float32)
+        values = np.asarray(variable)
+        if values.dtype.kind != "f":  # bfloat16 is none of NumPy's own
+            values = values.astype(np.float32)
         bad = int(values.size - np.isfinite(values).sum())
         if bad:
             yield Finding(
@@ -92,10 +116,15 @@ def _describe(found: Found, observed: Observed | None) -> Site:
         others = [size for i, size in enumerate(shape) if i not in (0, axis)]
         spatial = None if None in others else math.prod(size for size in others if size)
     obstacles = _obstacles(found, observed)
+    try:
+        config = {**layer.get_config(), "axis": axes}
+    except Exception as error:  # whatever a subclass raises
+        config = {"axis": axes}
+        obstacles["no-config"] = f"its get_config() fails: {reason_of(error)}"
     return Site(
         path=found.path,
         class_name=type(layer).__name__,
-        config={**layer.get_config(), "axis": axes},
+        config=config,
         channels=channels,
         axis=axis,
         rank=rank,
@@ -150,7 +179,7 @@ def _input_shape(found: Found, observed: Observed | None) -> Shape | None:
 def _obstacles(found: Found, observed: Observed | None) -> dict[str, str]:
     layer, kind = found.layer, type(found.layer)
     obstacles = dict(found.obstacles)
-    foreign = sorted((_own_methods(kind) | ({"call"} & vars(layer).keys())) - HARMLESS)
+    foreign = [*_overridden(kind), *({"call"} & vars(layer).keys())]
     if is_revived(layer):
         obstacles["revived"] = (
             "it was read from a SavedModel without its class: the traced call would go on as before"
@@ -165,6 +194,8 @@ def _obstacles(found: Found, observed: Observed | None) -> dict[str, str]:
         obstacles["tensor-argument"] = (
             "it is called with a tensor as an argument (training or mask)"
         )
+    if any(map(_has_fixed_training, found.nodes)):
+        obstacles["training-fixed"] = TRAINING_FIXED
     if any(map(is_masked, found.nodes)):
         obstacles["masked"] = _MASKED
     if observed is not None:
@@ -174,16 +205,27 @@ def _obstacles(found: Found, observed: Observed | None) -> dict[str, str]:
     return obstacles
 
 
-def _own_methods(kind: type) -> set[str]:
-    """What the classes below Keras's own define."""
-    own = (base for base in kind.__mro__ if issubclass(base, BatchNormalizationBase))
-    return {
+def _overridden(kind: type) -> list[str]:
+    """What of Keras's own class a subclass or mixin replaces, the harmless left out.
+
+    What a subclass adds under other names isn't called by Keras's code.
+    """
+    stock = next(base for base in kind.__mro__ if _is_stock(base))
+    return sorted(
         name
-        for base in own
-        if not base.__module__.startswith(("tf_keras.src.", "keras.src."))
-        for name, value in vars(base).items()
-        if callable(value) or isinstance(value, property | classmethod | staticmethod)
-    }
+        for name in dir(stock)
+        if name not in HARMLESS
+        and inspect.getattr_static(kind, name) is not inspect.getattr_static(stock, name)
+    )
+
+
+def _is_stock(kind: type) -> bool:
+    return kind.__module__.startswith(("tf_keras.src.", "keras.src."))
+
+
+def _has_fixed_training(node: Any) -> bool:
+    values = [*node.call_args[1:2], node.call_kwargs.get("training")]
+    return any(value is True or value == 1 for value in values if not tf.is_tensor(value))
 
 
 def _float64(variable: Any) -> Any:

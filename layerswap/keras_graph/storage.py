@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import h5py
+import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.serialization import get_builtin_layer
 
 from layerswap.atomic import StrPath, replacing
+from layerswap.config_files import KERAS_3_HINT
 from layerswap.errors import ExportError, LayerswapError, LoadError, UsageError, reason_of
 from layerswap.keras_graph import inspection
 from layerswap.keras_graph.serving import serving_signature
@@ -68,8 +70,13 @@ def check_model(model: Any) -> None:
     keras_3 = any(kind.startswith("keras.src.models") for kind in kinds)
     raise UsageError(
         f"a {kinds[0]} is not a tf_keras model" + (" but one of Keras 3" if keras_3 else ""),
-        hint=inspection.KERAS_3_HINT if keras_3 else "Give a tf_keras.Model or the path of one.",
+        hint=KERAS_3_HINT if keras_3 else "Give a tf_keras.Model or the path of one.",
     )
+
+
+def executes_eagerly() -> bool:
+    """Whether TensorFlow runs operations as they are called, rather than building a graph."""
+    return bool(tf.executing_eagerly())
 
 
 def save(

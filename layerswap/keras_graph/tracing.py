@@ -19,7 +19,7 @@ Replacement = Callable[[Any, Any], Any]
 
 _LOCK = threading.RLock()
 _active = threading.local()
-_stock_call = GroupNormalization.call
+stock_call = GroupNormalization.call
 
 
 @contextmanager
@@ -43,14 +43,17 @@ def groupnorm_call(replacement: Replacement) -> Iterator[None]:
         finally:
             _active.replacement = outer
             if outer is None:
-                GroupNormalization.call = _stock_call
+                GroupNormalization.call = stock_call
 
 
 def _dispatch(self: Any, inputs: Any, mask: Any = None) -> Any:
     replacement = getattr(_active, "replacement", None)
     if replacement is None or mask is not None:
-        return _stock_call(self, inputs, mask)
+        return stock_call(self, inputs, mask)
     return replacement(self, inputs)
 
 
-_traced_call = tf.autograph.experimental.do_not_convert(_dispatch)
+# Wears the stock signature: Keras reads it off the class when it builds or wraps a layer.
+_traced_call = tf.__internal__.decorator.make_decorator(
+    stock_call, tf.autograph.experimental.do_not_convert(_dispatch)
+)

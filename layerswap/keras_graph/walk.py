@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tf_keras.layers import Layer
+from tf_keras.layers import Bidirectional, Layer
 from tf_keras.metrics import Metric
 from tf_keras.models import Sequential
 from tf_keras.src.engine.functional import Functional
@@ -192,11 +192,17 @@ _BOOKKEEPING = (
     "_metrics",
     "_callable_losses",
     "compiled_",
+    "train_function",
+    "test_function",
+    "predict_function",
+    "train_tf_function",
     "optimizer",
     "history",
     "inputs",
     "outputs",
     "keras_api",
+    "signatures",
+    "_adapt_function",
 )
 # Nobody hides a layer in these, and they are large.
 _FOREIGN = ("tensorflow.", "keras.", "tf_keras.", "numpy.", "builtins", "h5py.", "google.")
@@ -209,8 +215,36 @@ def _attributes(layer: Any) -> Iterator[tuple[str, Any]]:
     # Keras's own operator layers wrap their `call` in a function that holds the layer itself.
     ours = type(layer).__module__.startswith("tf_keras.src.")
     for name, value in vars(layer).items():
+        if name == "layer" and value is template_of(layer):
+            continue
         if not (name.startswith(_BOOKKEEPING) or (ours and name == "call")):
             yield from _crawl(name, value, seen, depth=0)
+
+
+def template_of(layer: Any) -> Any:
+    """The layer that a Bidirectional made its two of and that is never called; else None."""
+    return layer.layer if isinstance(layer, Bidirectional) and not layer.layer.built else None
+
+
+def captured_by_functions(layer: Any) -> Iterator[str]:
+    """Paths to layers and variables that functions among a layer's attributes have captured."""
+    ours = type(layer).__module__.startswith("tf_keras.src.")
+    pending: list[tuple[str, Any, bool, int]] = [
+        (name, value, False, 0)
+        for name, value in vars(layer).items()
+        if name == "_callable_losses"
+        or not (name.startswith(_BOOKKEEPING) or (ours and name == "call"))
+    ]
+    seen: set[int] = set()
+    while pending:
+        name, value, inside, depth = pending.pop()
+        if isinstance(value, Layer | tf.Variable):
+            if inside and (isinstance(value, tf.Variable) or value.weights):
+                yield name
+        elif id(value) not in seen and depth < _DEEPEST:
+            seen.add(id(value))
+            inside = inside or isinstance(value, types.FunctionType)
+            pending += [(f"{name}{k}", item, inside, depth + 1) for k, item in _parts(value)]
 
 
 def _crawl(name: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
@@ -238,12 +272,22 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{k}", item) for k, item in held.globals.items() if isinstance(item, Layer))
     elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
+    elif isinstance(value, tf.types.experimental.GenericFunction):
+        yield "", getattr(value, "python_function", None)
     elif isinstance(value, functools.partial):
-        yield from _parts((value.func, *value.args, *value.keywords.values()))
+        yield from ((f".{k}", v) for k, v in _parts([value.func, value.args, value.keywords]))
     elif isinstance(value, tf.Module) or not _is_foreign(type(value)):
-        for key, item in list(getattr(value, "__dict__", {}).items()):
+        for key, item in (*list(getattr(value, "__dict__", {}).items()), *_slots(value)):
             if not key.startswith(_BOOKKEEPING):
                 yield f".{key}", item
+
+
+def _slots(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object keeps outside of its `__dict__`."""
+    for kind in type(value).__mro__:
+        for name, member in vars(kind).items():
+            if isinstance(member, types.MemberDescriptorType) and hasattr(value, name):
+                yield name, getattr(value, name)
 
 
 def _is_foreign(kind: type) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from layerswap.errors import TransferError
 from layerswap.keras_graph.copying import Twins
 from layerswap.keras_graph.walk import find_layers, variables
-from layerswap.records import SwapPlan, TransferLog
+from layerswap.records import Swap, SwapPlan, TransferLog
 
 
 def snapshot(model: Any) -> list[tuple[Any, Any]]:
@@ -47,7 +47,7 @@ def account(
     for path, owner, variable in named_variables(target):
         swap = swaps.get(owner)
         if swap is not None:
-            kinds["fresh" if swap.weights == "reset" else "fitted"].append(path)
+            kinds[_kind(swap, path)].append(path)
         elif id(variable) not in source:
             raise TransferError("the variable has no counterpart in the source", where=path)
         elif np.asarray(variable).tobytes() != source[id(variable)].tobytes():
@@ -55,6 +55,14 @@ def account(
         else:
             kinds["copied"].append(path)
     return TransferLog(**{kind: tuple(paths) for kind, paths in kinds.items()})
+
+
+def _kind(swap: Swap, path: str) -> str:
+    if swap.weights == "reset":
+        return "fresh"
+    switch = "scale" if path.endswith("gamma") else "center"
+    had = swap.site.config.get(switch, True)
+    return "copied" if swap.weights == "copy" and had else "fitted"
 
 
 def named_variables(model: Any) -> list[tuple[str, str, Any]]:

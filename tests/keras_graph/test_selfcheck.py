@@ -1,13 +1,13 @@
 """The self-check catches what a broken swap would leave."""
 
 import numpy as np
-import oracle
 import pytest
 import tf_keras
-import zoo
 from tf_keras import layers
 
 import layerswap as ls
+import oracle
+import zoo
 from layerswap.errors import TransferError
 from layerswap.keras_graph.selfcheck import check_swap
 from layerswap.moments import normalize_groups
@@ -25,7 +25,7 @@ def test_a_right_swap_passes():
 def test_a_batchnorm_left_in_a_list_is_found():
     model, plan = swapped()
     model.extra = [layers.BatchNormalization()]
-    with pytest.raises(TransferError, match="batch_normalization: BatchNormalization is left"):
+    with pytest.raises(TransferError, match=r"batch_normalization(_\d+)?: BatchNormalization is left"):
         check_swap(model, plan)
 
 

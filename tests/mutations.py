@@ -1,0 +1,413 @@
+"""Breaks the swap on purpose, one way at a time, and shows which test notices.
+
+    python tests/mutations.py [--jobs N] [NAME ...]      (make mutations)
+
+Each mutation is a small textual patch to a temporary copy of the package, which tests then import
+in place of the working tree; that stays as it is. First the same tests run on an unbroken copy.
+Exit code 1: a mutation survives, a patch no longer applies, or the unbroken copy fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CONVERSION = "tests/test_conversion.py"
+ZOO = "tests/test_zoo.py"
+COMPILED = "tests/keras_graph/test_compiling.py"
+REBUILT = "tests/keras_graph/test_rebuild.py"
+SELFCHECKED = "tests/keras_graph/test_selfcheck.py"
+LIMIT_S = 900
+# Pytest's exit codes; all others mean that no test has judged.
+PASSED, FAILED = 0, 1
+
+
+class DoesNotApply(Exception):
+    """The text that a patch replaces isn't there, or isn't there once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One way to break the swap.
+
+    Attributes:
+        name: what is broken, in words.
+        edits: (module below `layerswap/`, text that occurs in it once, its replacement).
+        tests: files that must notice.
+        only: expression that chooses among their tests; nothing for all.
+    """
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...] = (CONVERSION,)
+    only: str = ""
+
+
+def broken(
+    name: str, *edits: tuple[str, str, str], at: str = CONVERSION, only: str = ""
+) -> Mutation:
+    return Mutation(name, edits, (at,), only)
+
+
+WALK = "keras_graph/walk.py"
+SITES = "keras_graph/sites.py"
+REBUILD = "keras_graph/rebuild.py"
+COPYING = "keras_graph/copying.py"
+COMPILING = "keras_graph/compiling.py"
+OBSERVING = "keras_graph/observing.py"
+
+MUTATIONS = (
+    broken(
+        "nested models are skipped",
+        (
+            WALK,
+            "if not isinstance(found.layer, BatchNormalizationBase):\n",
+            "if not (isinstance(found.layer, BatchNormalizationBase) or found.path):\n",
+        ),
+        (WALK, "for layer in model._flatten_layers(include_self=False):", "for layer in ():"),
+        at=ZOO,
+        only="a_copy and (four_deep or nested)",
+    ),
+    broken(
+        "what Keras tracks and no attribute leads to is missed",
+        (WALK, "for layer in model._flatten_layers(include_self=False):", "for layer in ():"),
+        at=REBUILT,
+    ),
+    broken(
+        "BN in a list is missed",
+        (WALK, "isinstance(value, list | tuple | set | frozenset)", "isinstance(value, tuple)"),
+        only="custom_code",
+    ),
+    broken(
+        "the normalised axis is always the last",
+        ("rules.py", "return site.axis, site.channels\n", "return site.rank - 1, site.channels\n"),
+        at=ZOO,
+        only="a_copy and (channels_first or middle_axis)",
+    ),
+    broken(
+        "GN's epsilon isn't the one of the policy",
+        (
+            "rules.py",
+            'return float(site.config["epsilon"]) if rule == "carry" else float(rule)',
+            "return moments.LEAST_ADAPTIVE_EPSILON",
+        ),
+        only="every_field",
+    ),
+    broken(
+        "epsilon doesn't adapt to the layer's variance",
+        (
+            "rules.py",
+            "return moments.adaptive_epsilon(statistics, groups, policy.adaptive_k)",
+            "return moments.LEAST_ADAPTIVE_EPSILON",
+        ),
+        at=ZOO,
+        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+    ),
+    broken(
+        "the fit takes BN's epsilon where GN's belongs",
+        (
+            "rules.py",
+            'swap.groups, epsilon, float(swap.config["epsilon"]))',
+            "swap.groups, epsilon, epsilon)",
+        ),
+        at=ZOO,
+        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+    ),
+    broken(
+        "BN's own epsilon is left out of the fit",
+        ("moments.py", "statistics.variance + epsilon))", "statistics.variance))"),
+        at=ZOO,
+        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+    ),
+    broken(
+        "spread of the channels' means is left out of a group's variance",
+        (
+            "moments.py",
+            "(variance + (mean - group_mean[:, None]) ** 2).mean(axis=1)",
+            "variance.mean(axis=1)",
+        ),
+        at=ZOO,
+        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+    ),
+    broken(
+        "gamma and beta are swapped",
+        (
+            REBUILD,
+            "((layer.gamma, affine.gamma), (layer.beta, affine.beta))",
+            "((layer.gamma, affine.beta), (layer.beta, affine.gamma))",
+        ),
+        at=ZOO,
+        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+    ),
+    broken(
+        "predict goes on with the function traced before the swap",
+        (COMPILING, "    target._reset_compile_cache()\n", ""),
+        at=COMPILED,
+    ),
+    broken(
+        "predict of a nested model goes on with the function traced before the swap",
+        ("conversion.py", "for source in models:", "for source in models[:1]:"),
+        at=COMPILED,
+    ),
+    broken(
+        "the trainable flag is lost",
+        (REBUILD, "{**vars(new), **ties}", '{**vars(new), **ties, "_trainable": True}'),
+        at=ZOO,
+        only="a_copy and (partly_frozen)",
+    ),
+    broken(
+        "variables are shared with the original",
+        (
+            COPYING,
+            "    memo.update({id(value): value for value in shared})\n",
+            "    memo.update({id(value): value for value in (*shared, *model.weights)})\n",
+        ),
+        only="carried",
+    ),
+    broken(
+        "names of the new variables lack the layer's scope",
+        (REBUILD, 'tf.name_scope(f"{scope}/" if scope else "")', 'tf.name_scope("")'),
+        at=REBUILT,
+    ),
+    broken(
+        "masked BN isn't refused",
+        (SITES, "    if any(map(is_masked, found.nodes)):", "    if False:"),
+        (SITES, "        if observed.masked:", "        if False:"),
+        only="refused",
+    ),
+    broken(
+        "BN masked inside of custom code isn't refused",
+        (SITES, "        if observed.masked:", "        if False:"),
+        only="refused",
+    ),
+    broken(
+        "training passed by position isn't refused",
+        (OBSERVING, "        if args:\n", "        if False:\n"),
+        only="refused",
+    ),
+    broken(
+        "a subclass that computes something else isn't refused",
+        (SITES, "    elif foreign:", "    elif False:"),
+        only="refused",
+    ),
+    broken(
+        "statistics that hold NaN aren't refused",
+        (
+            "rules.py",
+            "statistics is not None and not statistics.finite:\n        raise",
+            "False:\n        raise",
+        ),
+        only="nonfinite",
+    ),
+    broken(
+        "the optimizer's slots are mixed up: m for v",
+        (
+            COMPILING,
+            "fresh = vars(new).get(name)",
+            'mixed = {"_momentums": "_velocities", "_velocities": "_momentums"}\n'
+            "        fresh = vars(new).get(mixed.get(name, name))",
+        ),
+        at=COMPILED,
+    ),
+    broken(
+        "the optimizer's slots are mixed up: those of another variable",
+        (
+            COMPILING,
+            "fresh[place].assign(slots[position])",
+            "fresh[place].assign(next(s for s in slots[::-1] if s.shape == variable.shape))",
+        ),
+        at=COMPILED,
+    ),
+    broken(
+        "slots of a legacy optimizer are dropped",
+        (COMPILING, "                after.assign(before)\n", "                pass\n"),
+        at=COMPILED,
+    ),
+    broken(
+        "the last BN is left, and the self-check is off",
+        (
+            REBUILD,
+            "        _turn(sites[swap.site.path], new)\n",
+            "        if swap is not plan.swaps[-1]:\n"
+            "            _turn(sites[swap.site.path], new)\n",
+        ),
+        ("conversion.py", "    if self_check:\n", "    if False:\n"),
+        at=ZOO,
+        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+    ),
+    broken(
+        "the self-check isn't run",
+        ("conversion.py", "    if self_check:\n", "    if False:\n"),
+        at=REBUILT,
+    ),
+    broken(
+        "the self-check sees no BN that is left",
+        ("keras_graph/selfcheck.py", "if found.path not in kept]", "if False]"),
+        at=SELFCHECKED,
+    ),
+    broken(
+        "the self-check doesn't compare with float64",
+        ("keras_graph/selfcheck.py", "if not error <= scale:", "if False:"),
+        at=SELFCHECKED,
+    ),
+    broken(
+        "layers are changed before all of them are known to be possible",
+        (
+            REBUILD,
+            "fresh = [_build(swap, sites[swap.site.path]) for swap in plan.swaps]",
+            "fresh = (_build(swap, sites[swap.site.path]) for swap in plan.swaps)",
+        ),
+        at=REBUILT,
+    ),
+    broken(
+        "recorded calls keep `training`, which GN doesn't take",
+        (REBUILD, "        _strip_arguments(node)\n", "        pass\n"),
+        at=ZOO,
+        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+    ),
+    broken(
+        "Sequential goes on passing `training` to the new layer",
+        (REBUILD, "    _refresh_signatures(model, turned)\n", ""),
+        at=ZOO,
+        only="a_copy and (sequential)",
+    ),
+    broken(
+        "metrics are shared with the original",
+        (COMPILING, "return type(metric).from_config(metric.get_config())", "return metric"),
+        (COMPILING, " if isinstance(metric, Metric) else metric\n", "\n"),
+        only="carried",
+    ),
+    broken(
+        "regularizers are dropped",
+        ("rules.py", "return site.config.get(part, default)", "return default"),
+        only="losses",
+    ),
+    broken(
+        "a layer held by a function is shared with the copy",
+        (COPYING, "if id(found.layer) in shared_layers:", "if False:"),
+        only="function",
+    ),
+    broken(
+        "16-bit statistics stay in 16 bits",
+        ("rules.py", '.startswith("mixed_") and site.consumers_cast', '.startswith("none")'),
+        only="16_bit",
+    ),
+)
+
+
+def mutated(mutation: Mutation | None, folder: Path) -> None:
+    """Puts a copy of the package into `folder`, broken as the mutation says.
+
+    Raises:
+        DoesNotApply: the package has changed; the mutation must be written anew.
+    """
+    package = folder / "layerswap"
+    shutil.copytree(ROOT / "layerswap", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, old, new in mutation.edits if mutation else ():
+        text = (package / name).read_text()
+        if text.count(old) != 1:
+            raise DoesNotApply(f"{name} has {text.count(old)} times: {old.strip()}")
+        (package / name).write_text(text.replace(old, new))
+
+
+def run_tests(mutation: Mutation | None, tests: tuple[str, ...], only: str) -> tuple[int, str]:
+    """Pytest's exit code and output, its tests importing a copy that is broken as said."""
+    with tempfile.TemporaryDirectory(prefix="layerswap-mutation-") as name:
+        folder = Path(name)
+        mutated(mutation, folder)
+        # Python puts the working folder first, before any installed copy.
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=no"]
+        command += ["-p", "no:cacheprovider", f"--rootdir={ROOT}", f"-c{ROOT / 'pyproject.toml'}"]
+        command += ["-x"] if mutation else []
+        command += ["-k", only] if only else []
+        command += [str(ROOT / test) for test in tests]
+        environment = {**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return -1, f"still running after {LIMIT_S} s"
+    return done.returncode, done.stdout + done.stderr
+
+
+def check_import() -> None:
+    """The copy, and no installed package, is what tests import.
+
+    Raises:
+        RuntimeError: it isn't; every verdict would be void.
+    """
+    with tempfile.TemporaryDirectory(prefix="layerswap-mutation-") as name:
+        mutated(None, Path(name))
+        command = [sys.executable, "-c", "import layerswap; print(layerswap.__file__)"]
+        got = subprocess.check_output(command, cwd=name, text=True).strip()
+        if not Path(got).resolve().is_relative_to(Path(name).resolve()):
+            raise RuntimeError(f"tests would import {got}")
+
+
+def judge(mutation: Mutation) -> tuple[bool, str]:
+    """Whether a test notices, and which one or why not."""
+    try:
+        code, output = run_tests(mutation, mutation.tests, mutation.only)
+    except DoesNotApply as error:
+        return False, f"the patch no longer applies: {error}"
+    if code == PASSED:
+        return False, "SURVIVED"
+    if code != FAILED:
+        last = output.strip().splitlines()[-1:] or ["no output"]
+        return False, f"no test has judged (exit code {code}): {last[0]}"
+    failed = re.findall(r"^FAILED \S*?(tests/\S+)", output, re.MULTILINE)
+    return bool(failed), failed[0] if failed else f"no test is named: {output[-300:]}"
+
+
+def unbroken(chosen: list[Mutation]) -> Iterator[str]:
+    """What fails on a copy that isn't broken, of the tests that the mutations run."""
+    for test in sorted({test for mutation in chosen for test in mutation.tests}):
+        parts = {mutation.only for mutation in chosen if test in mutation.tests}
+        only = "" if "" in parts else " or ".join(sorted(parts))
+        code, output = run_tests(None, (test,), only)
+        if code != PASSED:
+            yield output[-2000:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="mutations whose name holds one of these")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
+    arguments = parser.parse_args()
+    chosen = [
+        mutation
+        for mutation in MUTATIONS
+        if not arguments.names or any(part in mutation.name for part in arguments.names)
+    ]
+    check_import()
+    for output in unbroken(chosen):
+        print(f"The tests fail on the unbroken package already:\n{output}")
+        return 1
+    survived = 0
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for mutation, (caught, by) in zip(chosen, pool.map(judge, chosen), strict=True):
+            survived += not caught
+            print(f"{'caught' if caught else 'MISSED'}  {mutation.name}\n        {by}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} mutations are caught")
+    return 1 if survived or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Models that can't be swapped: each layer has its reason, and nothing is changed."""
+
+import pytest
+import tensorflow as tf
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
+from zoo.truth import reachable, values
+
+import layerswap as ls
+import zoo
+from layerswap.errors import IndivisibleChannelsError, UnsupportedModelError
+
+
+def picture(model):
+    layers = [(layer.name, type(layer), layer.trainable) for layer in model._flatten_layers()]
+    norms = [id(layer) for layer in reachable(model, BatchNormalizationBase)]
+    return layers, norms, values(model) if model.built else None
+
+
+@pytest.mark.parametrize("name", zoo.REFUSED)
+def test_each_layer_is_refused_for_its_reason(name):
+    _, fields, codes = zoo.REFUSED[name]
+    model = zoo.build(name)
+    before = picture(model)
+
+    plan = ls.plan(model, **fields)
+
+    assert {d.site.path: getattr(d, "code", None) for d in plan.decisions} == codes
+    assert picture(model) == before
+    for inplace in (False, True):
+        with pytest.raises((UnsupportedModelError, IndivisibleChannelsError)) as caught:
+            ls.swap(model, **fields, inplace=inplace)
+        for refusal in plan.refusals:
+            assert refusal.site.path in str(caught.value)
+            assert refusal.reason
+        assert picture(model) == before
+    assert not tf.config.functions_run_eagerly()
