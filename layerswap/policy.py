@@ -238,6 +238,8 @@ class Policy(_Fields):
     def to_plain(self) -> dict[str, Any]:
         """The fields as JSON-compatible data, for plans and reports."""
         fields = self.model_dump(exclude_none=True)
+        if self.channels_per_group is not None:
+            del fields["groups"]  # each excludes the other
         plain: dict[str, Any] = json.loads(json.dumps(fields, default=repr))
         return plain
 

@@ -237,7 +237,7 @@ class Tolerance:
     float32 runtime rounds sums of large terms, also where they cancel.
     """
 
-    __pydantic_config__: ClassVar = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
 
     absolute: float
     relative: float
@@ -251,7 +251,7 @@ class Parity:
     sizes compared.
     """
 
-    __pydantic_config__: ClassVar = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
 
     runtime: str
     max_absolute: float
@@ -270,7 +270,7 @@ class Drift:
     samples with the same arg-max, None where no output is a score vector.
     """
 
-    __pydantic_config__: ClassVar = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
 
     relative_error: float
     argmax_agreement: float | None

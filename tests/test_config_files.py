@@ -164,7 +164,7 @@ def paths(checked, *classes):
 
 
 # A SavedModel takes seconds; the same code walks it.
-AS_SAVED_MODEL = ("branches", "recurrent", "three_deep", "time_distributed_model")
+AS_SAVED_MODEL = ("branches", "three_deep", "time_distributed_model")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tf_keras.metrics import Metric
 from tf_keras.models import Model
 from tf_keras.optimizers import Optimizer, legacy
 from tf_keras.src.engine.compile_utils import Container
+from tf_keras.src.engine.training_utils import RespectCompiledTrainableState
 from tf_keras.src.optimizers.legacy.optimizer_v2 import _var_key
 
 from layerswap.errors import UnsupportedModelError, reason_of
@@ -39,7 +40,11 @@ def compile_state(model: Any) -> Iterator[Any]:
 def is_compile_state(value: Any) -> bool:
     """Whether an object is of the kinds that `compile`, `fit` and `predict` leave on a model."""
     kinds = (Optimizer, legacy.Optimizer, Container, Callback, tf.types.experimental.GenericFunction)
-    return isinstance(value, kinds) or type(value).__name__ == "_SignatureMap"
+    return (
+        isinstance(value, kinds)
+        or type(value).__name__ == "_SignatureMap"  # a SavedModel's
+        or getattr(value, "__qualname__", "").startswith("Model.make_")  # under run_eagerly
+    )
 
 
 @dataclass(slots=True)
@@ -75,7 +80,8 @@ class Recipe:
         for layer, flag in self.trainable:
             target._compiled_trainable_state[twins.of(layer)] = flag
         if self.optimizer is not None:
-            _carry_state(self.optimizer, target.optimizer, variables, target)
+            with RespectCompiledTrainableState(target):
+                _carry_state(self.optimizer, target.optimizer, variables, target)
 
 
 def prepare(source: Any) -> Recipe:

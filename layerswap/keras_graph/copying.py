@@ -29,6 +29,10 @@ from layerswap.keras_graph.graph_functions import fresh_function, own_functions
 from layerswap.keras_graph.walk import captured_by_functions, find_layers
 
 
+# What the loader of a SavedModel leaves behind: traces of the original.
+_OF_A_SAVED_MODEL = ("signatures", "_serialized_attributes")
+
+
 class Twins:
     """Which object of the copy stands for which of the original."""
 
@@ -91,7 +95,8 @@ def copy_model(model: Any) -> tuple[Any, Twins]:
 def _copy_state(model: Any, layer: Any, memo: dict[int, Any]) -> dict[str, Any]:
     # Symbolic losses are of one past call; Keras collects them anew in each.
     state = {**layer.__getstate__(), "_losses": []}
-    state.pop("signatures", None)  # a SavedModel's: traces of the original
+    for name in _OF_A_SAVED_MODEL:
+        state.pop(name, None)
     copied = {}
     for name, value in state.items():
         try:

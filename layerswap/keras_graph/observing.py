@@ -20,19 +20,13 @@ from tf_keras.src.layers.normalization.batch_normalization import BatchNormaliza
 
 from layerswap.errors import reason_of
 from layerswap.keras_graph.graph_functions import untraced
-from layerswap.keras_graph.walk import Found, find_layers
+from layerswap.keras_graph.walk import TRAINING_FIXED, Found, find_layers
 
 _LOCK = threading.RLock()
 _active = threading.local()
 _stock_call = BatchNormalizationBase.call
 # What BatchNormalization has and GroupNormalization doesn't.
 _LACKING = {"moving_mean", "moving_variance", "momentum", "fused", "renorm", "virtual_batch_size"}
-
-
-TRAINING_FIXED = (
-    "it is called with training=True, so it uses the batch's statistics at inference, too; from its "
-    "moving statistics nothing can be fitted"
-)
 
 
 @dataclass(slots=True)
@@ -63,9 +57,14 @@ def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
         By `id` of the layer.
     """
     observed = {id(f.layer): Observed() for f in batchnorms if f.host is not None}
-    hosts = {id(f.host): f.host for f in batchnorms if f.host is not None}
-    for host in hosts.values():
-        guests = [observed[id(f.layer)] for f in batchnorms if f.host is host]
+    guests_of: dict[int, list[Observed]] = {}
+    hosts: dict[int, Found] = {}
+    for found in batchnorms:
+        for host in (found.host, *found.other_hosts):
+            if host is not None:
+                hosts.setdefault(id(host.layer), host)
+                guests_of.setdefault(id(host.layer), []).append(observed[id(found.layer)])
+    for key, host in hosts.items():
         try:
             for call in _recorded_calls(model, host):
                 for training in (False, True):
@@ -75,7 +74,7 @@ def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
             name = host.path or type(host.layer).__name__
             why = reason_of(error)
             reason = f"how '{name}' calls it can't be seen, since tracing it fails: {why}"
-            for guest in guests:
+            for guest in guests_of[key]:
                 guest.obstacles["untraceable"] = reason
     return observed
 
@@ -127,7 +126,7 @@ def _trace(layer: Any, call: Call, training: bool) -> None:
                 tensor._keras_mask = mask
             filled[index] = tensor
         args, kwargs = tf.nest.pack_sequence_as(call, filled)
-        if layer._expects_training_arg:
+        if layer._expects_training_arg and not _says_training(layer, args, kwargs):
             kwargs = {**kwargs, "training": training}
             args = args[:1] if "training" in layer._call_spec.arg_names[1 : len(args)] else args
         return args, kwargs
@@ -142,6 +141,12 @@ def _trace(layer: Any, call: Call, training: bool) -> None:
     mask_specs = [None if mask is None else tf.TensorSpec(mask.shape, mask.dtype) for mask in masks]
     # With AutoGraph: the layer's own code may branch and loop on tensors.
     tf.function(run).get_concrete_function(specs, mask_specs)
+
+
+def _says_training(layer: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a recorded call fixes training; those of graphs alone do."""
+    passed = dict(zip(layer._call_spec.arg_names, args, strict=False)) | kwargs
+    return passed.get("training") is not None
 
 
 def _spec(value: Any) -> Any:

@@ -6,7 +6,6 @@ weights) needs no change; its class and state are those of a freshly built stock
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +82,7 @@ def _build(swap: Swap, found: Found) -> Any:
             config[part] = getattr(found.layer, part)
     # The variables take the place of the old ones, names included: `.h5` and name-based loading
     # need them to be unique, which they are only below the layer's own scope.
-    scope = re.sub(r"[^\w.\\/>-]", "_", found.layer.moving_mean.name.rpartition("/")[0])
+    scope = found.layer.moving_mean.name.rpartition("/")[0]
     try:
         layer = GroupNormalization.from_config(config)
         with tf.init_scope(), tf.name_scope(f"{scope}/" if scope else ""):

@@ -15,7 +15,7 @@ from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from layerswap.errors import reason_of
-from layerswap.keras_graph.observing import TRAINING_FIXED, Observed, observe
+from layerswap.keras_graph.observing import Observed, observe
 from layerswap.keras_graph.storage import is_revived
 from layerswap.keras_graph.walk import Found, find_batchnorms, find_layers, is_masked, variables
 from layerswap.records import Finding, Obstacle, Site, Statistics
@@ -194,8 +194,6 @@ def _obstacles(found: Found, observed: Observed | None) -> dict[str, str]:
         obstacles["tensor-argument"] = (
             "it is called with a tensor as an argument (training or mask)"
         )
-    if any(map(_has_fixed_training, found.nodes)):
-        obstacles["training-fixed"] = TRAINING_FIXED
     if any(map(is_masked, found.nodes)):
         obstacles["masked"] = _MASKED
     if observed is not None:
@@ -221,11 +219,6 @@ def _overridden(kind: type) -> list[str]:
 
 def _is_stock(kind: type) -> bool:
     return kind.__module__.startswith(("tf_keras.src.", "keras.src."))
-
-
-def _has_fixed_training(node: Any) -> bool:
-    values = [*node.call_args[1:2], node.call_kwargs.get("training")]
-    return any(value is True or value == 1 for value in values if not tf.is_tensor(value))
 
 
 def _float64(variable: Any) -> Any:

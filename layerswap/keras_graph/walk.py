@@ -24,6 +24,12 @@ from tf_keras.src.layers.normalization.batch_normalization import BatchNormaliza
 from layerswap.keras_graph.storage import is_revived
 
 
+TRAINING_FIXED = (
+    "it is called with training=True, so it uses the batch's statistics at inference, too; from its "
+    "moving statistics nothing can be fitted"
+)
+
+
 @dataclass(slots=True)
 class Found:
     """A layer with its path and how it is used.
@@ -35,6 +41,7 @@ class Found:
         nodes: those records.
         host: the outermost layer around it whose own code decides how it is called; None where
             graphs alone do.
+        other_hosts: further ones, where several hold the layer.
         is_output: whether an output of a graph is the layer's own.
         obstacles: code → reason: what rules out a change because of where the layer lives.
     """
@@ -44,6 +51,7 @@ class Found:
     calls: int = 0
     nodes: list[Any] = field(default_factory=list)
     host: Found | None = None
+    other_hosts: list[Found] = field(default_factory=list)
     is_output: bool = False
     obstacles: dict[str, str] = field(default_factory=dict)
 
@@ -109,6 +117,8 @@ class _Walk:
         known.calls += found.calls
         known.nodes += found.nodes
         known.host = known.host or found.host
+        if found.host is not None and found.host.layer is not known.host.layer:
+            known.other_hosts.append(found.host)
         known.is_output |= found.is_output
         known.obstacles |= found.obstacles
         if runs_its_graph(found.layer):  # the calls inside it count once more
@@ -135,6 +145,14 @@ def is_masked(node: Any) -> bool:
     return any(getattr(t, "_keras_mask", None) is not None for t in node.keras_inputs)
 
 
+def fixes_training(node: Any) -> bool:
+    """Whether a recorded call says training=True, so that inference uses the batch's statistics."""
+    spec = node.layer._call_spec
+    at = spec.arg_names.index("training") if "training" in spec.arg_names else 0
+    values = [*(node.call_args[at : at + 1] if at else ()), node.call_kwargs.get("training")]
+    return any(value is True or value == 1 for value in values if not tf.is_tensor(value))
+
+
 def _children(parent: Found) -> Iterator[Found]:
     layer = parent.layer
     prefix = f"{parent.path}/" if parent.path else ""
@@ -156,6 +174,8 @@ def _children(parent: Found) -> Iterator[Found]:
             calls = parent.calls * max(len(nodes), 1)
             found = Found(prefix + child.name, child, calls, nodes, host)
             found.is_output, found.obstacles = id(child) in last, dict(inherited)
+            if any(map(fixes_training, nodes)):
+                found.obstacles["training-fixed"] = TRAINING_FIXED
             if host is None and any(map(is_masked, nodes)):
                 # Only running it shows how far inside a mask gets.
                 found.host = found

@@ -261,6 +261,14 @@ def test_neighbours_of_every_kind(stack, shape, tmp_path):
     assert_parity(sequential(*fresh, shape=shape), tmp_path)
 
 
+@pytest.mark.parametrize("value", [3.0, np.full((1, 1, 1), 3.0, np.float32)])
+def test_number_added_to_a_convolution(value, tmp_path):
+    # tf2onnx's optimiser takes it for a bias; as a scalar it made the export fail.
+    inputs = tf_keras.Input((6, 6, 3))
+    x = tf.nn.relu(layers.Conv2D(4, 3, use_bias=False)(inputs) + value)
+    assert_parity(randomize(tf_keras.Model(inputs, layers.Conv2D(2, 1)(x))), tmp_path)
+
+
 def test_embedding_and_normalization(tmp_path):
     normalization = layers.Normalization()
     normalization.adapt(np.random.default_rng(0).normal(3, 2, (64, 4)))

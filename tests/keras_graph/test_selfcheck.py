@@ -25,7 +25,7 @@ def test_a_right_swap_passes():
 def test_a_batchnorm_left_in_a_list_is_found():
     model, plan = swapped()
     model.extra = [layers.BatchNormalization()]
-    with pytest.raises(TransferError, match=r"batch_normalization(_\d+)?: BatchNormalization is left"):
+    with pytest.raises(TransferError, match=r"norm\w*: BatchNormalization is left"):
         check_swap(model, plan)
 
 
@@ -42,7 +42,7 @@ def test_another_computation_is_found():
     layer = model.get_layer("a")
     stock = layer.call
     layer.call = lambda x, mask=None: stock(x) + 0.01
-    with pytest.raises(TransferError, match="a: its output is 0.01 off"):
+    with pytest.raises(TransferError, match=r"a: its output is 0\.01 off"):
         check_swap(model, plan)
 
 
@@ -51,7 +51,7 @@ def test_dependence_on_the_batch_is_found():
     layer = model.get_layer("a")
     stock = layer.call
     layer.call = lambda x, mask=None: stock(x) + (0.0 if x.shape[0] > 1 else 0.01)
-    with pytest.raises(TransferError, match="a: the output of a sample alone is 0.01 off"):
+    with pytest.raises(TransferError, match=r"a: the output of a sample alone is 0\.01 off"):
         check_swap(model, plan)
 
 
