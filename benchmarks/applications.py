@@ -61,7 +61,6 @@ def run_one(name: str) -> dict[str, Any]:
     """Everything about one model, in this process."""
     sys.path.insert(0, str(ROOT / "tests"))
     import applications
-
     import layerswap as ls
 
     model = applications.build(name)

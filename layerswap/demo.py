@@ -20,7 +20,7 @@ from layerswap.errors import ExportError, LoadError, ParityError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from layerswap.records import Array, Artifact, Drift
+    from layerswap.records import Array, Artifact
 
 MODEL_NAME = "digits_bn.keras"
 DIGITS_NAME = "digits_test.npz"
@@ -174,7 +174,8 @@ def _print_accuracies(
             table.add_section()
             previous = groups
         after = _scores(converted.model, digits)
-        drift: Drift = measure_drift([{"digit": before}], [{"digit": after}])
+        drift = measure_drift([{"digit": before}], [{"digit": after}])
+        assert drift is not None  # scores are floating point
         same = drift.argmax_agreement
         used = ", ".join(map(str, sorted({swap.groups for swap in converted.plan.swaps})))
         table.add_row(

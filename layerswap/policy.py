@@ -85,7 +85,7 @@ def _to_groups(value: Any) -> Any:
 def _to_epsilon(value: Any) -> Any:
     if isinstance(value, str) and value in ("carry", "adaptive"):
         return value
-    if isinstance(value, bool) or not isinstance(value, Real) or not TINY <= value <= HUGE:
+    if isinstance(value, bool) or not isinstance(value, Real) or not TINY <= float(value) <= HUGE:
         raise ValueError(
             f"must be a positive number that float32 holds, 'carry' or 'adaptive', not {value!r}"
         )
@@ -93,7 +93,7 @@ def _to_epsilon(value: Any) -> Any:
 
 
 def _to_factor(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= HUGE:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= HUGE:
         raise ValueError(f"must be a positive number, not {value!r}")
     return float(value)
 

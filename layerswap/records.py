@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
 
 SCHEMA_VERSION = 1
 
@@ -20,7 +23,7 @@ Float64 = NDArray[np.float64]
 Severity = Literal["error", "undetermined", "warning", "info"]
 
 # JSON has no infinite numbers; a string stands for one.
-_INFINITE: Mapping[str, str] = {"ser_json_inf_nan": "strings"}
+_INFINITE: ConfigDict = {"ser_json_inf_nan": "strings"}
 
 
 @dataclass(frozen=True, slots=True)

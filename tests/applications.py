@@ -10,9 +10,9 @@ import onnxruntime
 import tf_keras
 from tf_keras.layers import GroupNormalization
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
-from zoo import randomize
 
 import layerswap as ls
+from zoo import randomize
 
 WITHOUT_BATCHNORM = ("ConvNeXt", "VGG")
 # In pixels: with these the last convolutions see more than one position, but hardly more.

@@ -76,7 +76,7 @@ MUTATIONS = (
         ),
         (WALK, "for layer in model._flatten_layers(include_self=False):", "for layer in ():"),
         at=ZOO,
-        only="a_copy and (four_deep or nested)",
+        only="a_copy and (four_deep or nested_used_twice)",
     ),
     broken(
         "what Keras tracks and no attribute leads to is missed",
@@ -111,7 +111,7 @@ MUTATIONS = (
             "return moments.LEAST_ADAPTIVE_EPSILON",
         ),
         at=ZOO,
-        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+        only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "the fit takes BN's epsilon where GN's belongs",
@@ -121,13 +121,13 @@ MUTATIONS = (
             "swap.groups, epsilon, epsilon)",
         ),
         at=ZOO,
-        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+        only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "BN's own epsilon is left out of the fit",
         ("moments.py", "statistics.variance + epsilon))", "statistics.variance))"),
         at=ZOO,
-        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+        only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "spread of the channels' means is left out of a group's variance",
@@ -137,7 +137,7 @@ MUTATIONS = (
             "variance.mean(axis=1)",
         ),
         at=ZOO,
-        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+        only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "gamma and beta are swapped",
@@ -147,7 +147,7 @@ MUTATIONS = (
             "((layer.gamma, affine.beta), (layer.beta, affine.gamma))",
         ),
         at=ZOO,
-        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+        only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "predict goes on with the function traced before the swap",
@@ -172,7 +172,7 @@ MUTATIONS = (
             "    memo.update({id(value): value for value in shared})\n",
             "    memo.update({id(value): value for value in (*shared, *model.weights)})\n",
         ),
-        only="carried",
+        only="configuration",
     ),
     broken(
         "names of the new variables lack the layer's scope",
@@ -243,7 +243,7 @@ MUTATIONS = (
         ),
         ("conversion.py", "    if self_check:\n", "    if False:\n"),
         at=ZOO,
-        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+        only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "the self-check isn't run",
@@ -273,19 +273,19 @@ MUTATIONS = (
         "recorded calls keep `training`, which GN doesn't take",
         (REBUILD, "        _strip_arguments(node)\n", "        pass\n"),
         at=ZOO,
-        only="a_copy and (residual or training_fixed_at_the_call or nested)",
+        only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "Sequential goes on passing `training` to the new layer",
         (REBUILD, "    _refresh_signatures(model, turned)\n", ""),
         at=ZOO,
-        only="a_copy and (sequential)",
+        only="a_copy and (sequential_without_input)",
     ),
     broken(
         "metrics are shared with the original",
         (COMPILING, "return type(metric).from_config(metric.get_config())", "return metric"),
         (COMPILING, " if isinstance(metric, Metric) else metric\n", "\n"),
-        only="carried",
+        only="configuration",
     ),
     broken(
         "regularizers are dropped",

@@ -1,8 +1,8 @@
 """Swaps the models of tf_keras.applications: the smallest always, all with `-m applications`."""
 
-import applications
 import pytest
 
+import applications
 import layerswap as ls
 
 SMALLEST = ("MobileNet", "MobileNetV2", "MobileNetV3Small", "RegNetX002")

@@ -34,3 +34,13 @@ def test_each_layer_is_refused_for_its_reason(name):
             assert refusal.reason
         assert picture(model) == before
     assert not tf.config.functions_run_eagerly()
+
+
+def test_a_compile_of_one_s_own_is_refused_before_anything_is_changed():
+    model = zoo.subclassed.two_optimizers()
+    before = picture(model)
+    assert ls.plan(model).ok
+    for inplace in (False, True):
+        with pytest.raises(UnsupportedModelError, match=r"compile\(\) of its own"):
+            ls.swap(model, inplace=inplace)
+        assert picture(model) == before

@@ -39,7 +39,13 @@ def compile_state(model: Any) -> Iterator[Any]:
 
 def is_compile_state(value: Any) -> bool:
     """Whether an object is of the kinds that `compile`, `fit` and `predict` leave on a model."""
-    kinds = (Optimizer, legacy.Optimizer, Container, Callback, tf.types.experimental.GenericFunction)
+    kinds = (
+        Optimizer,
+        legacy.Optimizer,
+        Container,
+        Callback,
+        tf.types.experimental.GenericFunction,
+    )
     return (
         isinstance(value, kinds)
         or type(value).__name__ == "_SignatureMap"  # a SavedModel's

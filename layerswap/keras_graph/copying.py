@@ -127,7 +127,10 @@ def _without_compile_state(name: str, value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _refuse_distributed(model: Any) -> None:
-    if model.distribute_strategy is not tf.distribute.get_strategy() or tf.distribute.has_strategy():
+    if (
+        model.distribute_strategy is not tf.distribute.get_strategy()
+        or tf.distribute.has_strategy()
+    ):
         raise UnsupportedModelError(
             f"the model lives in a {type(model.distribute_strategy).__name__}",
             where=str(model.name),
@@ -165,9 +168,7 @@ def _copy_metrics(layer: Any, memo: dict[int, Any]) -> None:
         for metric in held:
             if isinstance(metric, Metric) and id(metric) not in memo:
                 twin = copy.deepcopy(metric, memo)
-                memo.update(
-                    {id(a): b for a, b in zip(metric.weights, twin.weights, strict=True)}
-                )
+                memo.update({id(a): b for a, b in zip(metric.weights, twin.weights, strict=True)})
 
 
 def _copy_functions(layer: Any, memo: dict[int, Any]) -> None:

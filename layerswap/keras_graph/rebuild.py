@@ -67,7 +67,7 @@ def _turn_template(wrapper: Any) -> None:
     """What a Bidirectional made its two layers of is never called, but holds the same."""
     run = {found.path: found.layer for found in find_layers(wrapper.forward_layer)}
     for spare in find_batchnorms(wrapper.layer):
-        twin = run.get(spare.path)
+        twin: Any = run.get(spare.path)
         if type(twin) is GroupNormalization and not spare.layer.built:
             config = {**twin.get_config(), "name": spare.layer.name}
             _turn(spare, GroupNormalization.from_config(config))

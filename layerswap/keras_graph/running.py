@@ -138,9 +138,7 @@ def reload_parity(model: Any, written: Path, reference: Reference) -> Parity:
 
 def _compare(name: str, run: Callable[[Arrays], Arrays], reference: Reference) -> Parity:
     actual = [run(batch) for batch in reference.inputs]
-    return compare_parity(
-        name, actual, reference.outputs, reference.tolerance, reference.batches
-    )
+    return compare_parity(name, actual, reference.outputs, reference.tolerance, reference.batches)
 
 
 def _served(signature: Any, batch: Arrays) -> Arrays:

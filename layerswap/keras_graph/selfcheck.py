@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tf_keras.layers import GroupNormalization
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 
 from layerswap.comparison import tolerance_for
 from layerswap.errors import TransferError
-from layerswap.keras_graph.walk import find_batchnorms, find_layers
+from layerswap.keras_graph.walk import find_layers
 from layerswap.moments import normalize_groups
 from layerswap.records import Array, Swap, SwapPlan
 
@@ -35,9 +36,13 @@ def check_swap(model: Any, plan: SwapPlan) -> None:
         TransferError: any of this isn't so; lists all that isn't.
     """
     kept = {skip.site.path for skip in plan.skips}
-    left = [found.path for found in find_batchnorms(model) if found.path not in kept]
-    problems = [f"{path}: BatchNormalization is left" for path in left]
     layers = {found.path: found.layer for found in find_layers(model)}
+    left = [
+        path
+        for path, layer in layers.items()
+        if isinstance(layer, BatchNormalizationBase) and path not in kept
+    ]
+    problems = [f"{path}: BatchNormalization is left" for path in left]
     for swap in plan.swaps:
         problems += _problems(swap, layers.get(swap.site.path))
     if problems:

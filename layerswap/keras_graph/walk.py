@@ -117,7 +117,7 @@ class _Walk:
         known.calls += found.calls
         known.nodes += found.nodes
         known.host = known.host or found.host
-        if found.host is not None and found.host.layer is not known.host.layer:
+        if found.host and known.host and found.host.layer is not known.host.layer:
             known.other_hosts.append(found.host)
         known.is_output |= found.is_output
         known.obstacles |= found.obstacles
@@ -174,7 +174,8 @@ def _children(parent: Found) -> Iterator[Found]:
             calls = parent.calls * max(len(nodes), 1)
             found = Found(prefix + child.name, child, calls, nodes, host)
             found.is_output, found.obstacles = id(child) in last, dict(inherited)
-            if any(map(fixes_training, nodes)):
+            decided = isinstance(child, BatchNormalizationBase) or runs_its_graph(child)
+            if decided and any(map(fixes_training, nodes)):
                 found.obstacles["training-fixed"] = TRAINING_FIXED
             if host is None and any(map(is_masked, nodes)):
                 # Only running it shows how far inside a mask gets.
@@ -183,9 +184,7 @@ def _children(parent: Found) -> Iterator[Found]:
     for name, child in _attributes(layer):
         if id(child) not in named:
             named.add(id(child))
-            yield Found(
-                prefix + name, child, parent.calls, host=host, obstacles=dict(inherited)
-            )
+            yield Found(prefix + name, child, parent.calls, host=host, obstacles=dict(inherited))
 
 
 def _graph_nodes(container: Any, layer: Any) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from layerswap.errors import TransferError
 from layerswap.keras_graph.copying import Twins
 from layerswap.keras_graph.walk import find_layers, variables
-from layerswap.records import Swap, SwapPlan, TransferLog
+from layerswap.records import Array, Swap, SwapPlan, TransferLog
 
 
 def snapshot(model: Any) -> list[tuple[Any, Any]]:
@@ -50,11 +50,24 @@ def account(
             kinds[_kind(swap, path)].append(path)
         elif id(variable) not in source:
             raise TransferError("the variable has no counterpart in the source", where=path)
-        elif np.asarray(variable).tobytes() != source[id(variable)].tobytes():
+        elif not _same_bits(np.asarray(variable), source[id(variable)]):
             raise TransferError("the variable differs from the source's", where=path)
         else:
             kinds["copied"].append(path)
     return TransferLog(**{kind: tuple(paths) for kind, paths in kinds.items()})
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype == object:  # strings
+        return bool(a.tolist() == b.tolist())
+    # As bytes: NaN equals itself, -0.0 isn't 0.0; quicker than two strings of bytes.
+    return np.array_equal(_bytes(a), _bytes(b))
+
+
+def _bytes(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _kind(swap: Swap, path: str) -> str:

@@ -4,6 +4,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
+from zoo.custom import Block
 from zoo.registry import bn, builder, on, tolerance
 
 
@@ -177,3 +178,33 @@ def without_autocast():
 def integers_cast_by_the_graph():
     inputs = layers.Input((4, 16), dtype="int32")
     return tf_keras.Model(inputs, bn(name="norm")(tf.cast(inputs, "float32")))
+
+
+@builder
+@tolerance(1e-2)
+def mixed_float16_before_an_operator():
+    def make():
+        inputs = layers.Input((4, 16))
+        x = bn(name="norm")(layers.Dense(16)(inputs))
+        y = layers.Dense(16)(inputs)
+        return tf_keras.Model(inputs, bn(name="last")(x + y))
+
+    return under("mixed_float16", make)
+
+
+@builder
+@tolerance(1e-2)
+def mixed_float16_nested():
+    def make():
+        inner = tf_keras.Sequential([layers.Input((4, 16)), layers.Dense(16), bn(name="norm")])
+        inputs = layers.Input((4, 16))
+        x = inner(inner(inputs))
+        return tf_keras.Model(inputs, layers.Dense(3)(x) + layers.TimeDistributed(bn())(x)[..., :3])
+
+    return under("mixed_float16", make)
+
+
+@builder
+@tolerance(1e-2)
+def mixed_float16_in_custom_code():
+    return under("mixed_float16", lambda: on((4, 8), [Block(16), bn(name="norm"), Block(16)]))

@@ -17,7 +17,9 @@ def fitted(model, *targets, shape=(4, 16), **kwargs):
 
 
 def network(**kwargs):
-    return on((4, 16), [layers.Dense(16), bn(name="norm", **kwargs), layers.Flatten(), layers.Dense(3)])
+    return on(
+        (4, 16), [layers.Dense(16), bn(name="norm", **kwargs), layers.Flatten(), layers.Dense(3)]
+    )
 
 
 @builder

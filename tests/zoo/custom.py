@@ -353,3 +353,72 @@ class Recomputing(layers.Layer):
 @builder
 def custom_gradient():
     return on((4, 16), Recomputing(name="block"))
+
+
+class Own(layers.Layer):
+    """A graph function among its attributes."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = bn()
+        self.compiled = tf.function(self.apply_norm)
+
+    def apply_norm(self, x):
+        return self.norm(x)
+
+    def call(self, x):
+        return self.compiled(x)
+
+
+@builder
+def graph_function_as_attribute():
+    return on((4, 16), Own(name="block"))
+
+
+@builder
+def in_a_graph_and_in_code():
+    norm = bn(name="norm")
+    inputs = layers.Input((4, 16))
+    x = Sharing(norm, name="one")(norm(inputs))
+    return tf_keras.Model(inputs, Sharing(norm, name="two")(x))
+
+
+class Sharing(layers.Layer):
+    def __init__(self, norm, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = norm
+
+    def call(self, x, training=None):
+        return self.norm(x, training=training) + 1.0
+
+
+class Straight(Block):
+    """Goes around `__call__`, but passes nothing that GroupNormalization lacks."""
+
+    def build(self, input_shape):
+        self.norm.build((None, None, 16))
+
+    def call(self, x):
+        return self.norm.call(self.dense(x))
+
+
+@builder
+def called_straight():
+    return on((4, 8), Straight(name="block"))
+
+
+class Watching(layers.Layer):
+    """Reads what GroupNormalization has, too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = bn()
+
+    def call(self, x, training=None):
+        x = self.norm(x, training=training)
+        return x * 1.0 if self.norm.trainable and self.norm.built else x
+
+
+@builder
+def common_attributes_read():
+    return on((4, 16), Watching(name="block"))

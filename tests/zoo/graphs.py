@@ -241,3 +241,14 @@ def held_by_two_models():
 @builder
 def many_in_a_row():
     return on((4, 16), [bn(name=f"norm_{i}") for i in range(12)])
+
+
+@builder
+def odd_names():
+    return on((4, 16), [bn(name="norm.1"), bn(name="norm-2"), bn(name="Norm")])
+
+
+@builder
+def sparse_input():
+    inputs = layers.Input((16,), sparse=True)
+    return tf_keras.Model(inputs, bn(name="norm")(layers.Dense(16)(inputs)))

@@ -168,7 +168,9 @@ def loss_from_a_function():
 @builder
 def noise():
     steps = [layers.Dropout(0.4, seed=3), layers.GaussianNoise(0.2), layers.SpatialDropout1D(0.1)]
-    return on((4, 16), [*steps, bn(name="norm"), layers.GaussianDropout(0.1), layers.AlphaDropout(0.1)])
+    return on(
+        (4, 16), [*steps, bn(name="norm"), layers.GaussianDropout(0.1), layers.AlphaDropout(0.1)]
+    )
 
 
 @builder

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from zoo.custom import Block
+from zoo.custom import Block, Sharing
 from zoo.graphs import residual
 from zoo.registry import bn, on, refused
 from zoo.subclassed import Plain, called
@@ -265,3 +265,54 @@ def several_at_once():
     inner = tf_keras.Sequential([layers.Input((4, 16)), bn(name="norm", renorm=True)], name="inner")
     steps = [bn(name="fine"), inner, bn(name="two", renorm=True), MaskingInside(name="own")]
     return on((4, 16), steps)
+
+
+@refused({"inner/norm": "training-fixed", "norm": None})
+def training_fixed_for_a_nested_model():
+    inner = tf_keras.Sequential([layers.Input((4, 16)), bn(name="norm")], name="inner")
+    inputs = layers.Input((4, 16))
+    return tf_keras.Model(inputs, bn(name="norm")(inner(inputs, training=True)))
+
+
+@refused({"wrapped/layer": "training-fixed", "block/norm": "training-fixed"})
+def training_fixed_for_a_wrapper():
+    inputs = layers.Input((4, 8))
+    x = layers.TimeDistributed(bn(), name="wrapped")(inputs, training=True)
+    return tf_keras.Model(inputs, Block(name="block")(x, training=True))
+
+
+class PositionalSharing(layers.Layer):
+    def __init__(self, norm, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = norm
+
+    def call(self, x, training=None):
+        return self.norm(x, training)
+
+
+@refused({"one/norm": "positional-argument"})
+def shared_with_positional_code():
+    norm = bn()
+    inputs = layers.Input((4, 16))
+    x = Sharing(norm, name="one")(inputs)
+    return tf_keras.Model(inputs, PositionalSharing(norm, name="two")(x))
+
+
+class CompiledPositional(PlainPositional):
+    @tf.function
+    def call(self, x, training=None):
+        return super().call(x, training)
+
+
+@refused({"norm": "positional-argument"})
+def positional_training_behind_a_trace():
+    model = called(CompiledPositional())
+    model(tf.ones((2, 4, 16)), training=False)
+    return model
+
+
+@refused({"wrapped/layer/norm": "masked"})
+def masked_model_in_a_wrapper():
+    inner = tf_keras.Sequential([layers.Input((4, 16)), layers.Masking(), bn(name="norm")])
+    inputs = layers.Input((3, 4, 16))
+    return tf_keras.Model(inputs, layers.TimeDistributed(inner, name="wrapped")(inputs))

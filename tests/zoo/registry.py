@@ -73,6 +73,8 @@ def sample(model, batch=3, seed=1):
 
     def draw(tensor):
         first = tensor.shape[0] or batch
+        if isinstance(getattr(tensor, "type_spec", None), tf.SparseTensorSpec):
+            return tf.sparse.from_dense(rng.integers(0, 2, (first, *tensor.shape[1:])).astype("f"))
         shape = [first, *(6 if size is None else size for size in tensor.shape[1:])]
         if tensor.dtype == tf.string:
             return tf.constant(rng.choice(WORDS, shape))
