@@ -130,7 +130,7 @@ def _row(name: str, record: Mapping[str, Any]) -> str:
     groups = ", ".join(
         f"{n} × {count}" for n, count in sorted(record["groups"].items(), key=lambda g: -int(g[0]))
     )
-    parity = [f"{record[kind]:.1e}" if kind in record else "–" for kind in ("keras", "onnx")]
+    parity = [f"{record[kind]:.2g}" if kind in record else "–" for kind in ("keras", "onnx")]
     cells = (
         name,
         f"{record['input']}²",

@@ -104,9 +104,7 @@ def compare_parity(
     )
 
 
-def measure_drift(
-    bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]
-) -> Drift | None:
+def measure_drift(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) -> Drift | None:
     """Measures how far the GN model's outputs are from the BN model's.
 
     The relative error is ‖GN − BN‖ / ‖BN‖ over all floating-point outputs, in float64;

@@ -183,22 +183,22 @@ MUTATIONS = (
         "masked BN isn't refused",
         (SITES, "    if any(map(is_masked, found.nodes)):", "    if False:"),
         (SITES, "        if observed.masked:", "        if False:"),
-        only="refused",
+        only="no_counterpart or can_t_take",
     ),
     broken(
         "BN masked inside of custom code isn't refused",
         (SITES, "        if observed.masked:", "        if False:"),
-        only="refused",
+        only="no_counterpart or can_t_take",
     ),
     broken(
         "training passed by position isn't refused",
         (OBSERVING, "        if args:\n", "        if False:\n"),
-        only="refused",
+        only="no_counterpart or can_t_take",
     ),
     broken(
         "a subclass that computes something else isn't refused",
         (SITES, "    elif foreign:", "    elif False:"),
-        only="refused",
+        only="no_counterpart or can_t_take",
     ),
     broken(
         "statistics that hold NaN aren't refused",

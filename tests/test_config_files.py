@@ -13,7 +13,7 @@ from tf_keras.saving import register_keras_serializable
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 import layerswap as ls
-from layerswap import config_files
+from layerswap import keras_files, stock_names
 from layerswap.config_files import check_config_file
 from layerswap.errors import LoadError
 
@@ -228,12 +228,12 @@ def test_every_layer_of_tf_keras_is_known():
         if isinstance(kind, type) and issubclass(kind, layers.Layer)
     }
     # Those that need code of the user's, or live in a process of their own.
-    assert public - config_files.LAYERS <= {
+    assert public - stock_names.LAYERS <= {
         "DynamicEmbedding",
         "DynamicLookup",
         "PreprocessingLayer",
     }
-    assert {"Functional", "Sequential", "TFOpLambda"} <= config_files.LAYERS
+    assert {"Functional", "Sequential", "TFOpLambda"} <= stock_names.LAYERS
     helpers = {
         name
         for module in (tf_keras.initializers, tf_keras.regularizers, tf_keras.constraints)
@@ -241,9 +241,9 @@ def test_every_layer_of_tf_keras_is_known():
         if not name.startswith("_")
     }
     abstract = {"Constraint", "Initializer", "Regularizer", "deserialize", "get", "serialize"}
-    assert helpers - abstract <= config_files.HELPERS
+    assert helpers - abstract <= stock_names.HELPERS
     activations = {name for name in vars(tf_keras.activations) if not name.startswith("_")}
-    assert activations - {"deserialize", "get", "serialize"} <= config_files.ACTIVATIONS
+    assert activations - {"deserialize", "get", "serialize"} <= stock_names.ACTIVATIONS
 
 
 # --- what isn't tf_keras --------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_what_can_t_be_read_is_said(name, digits, tmp_path):
 
 
 def test_a_bomb_is_not_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_files, "_MAX_CONFIG", 1000)
+    monkeypatch.setattr(keras_files, "_MAX_CONFIG", 1000)
     path = write_keras(tmp_path / "m.keras", EMPTY + " " * 10_000)
     with pytest.raises(LoadError, match="would unpack to"):
         check_config_file(path)

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 from tf_keras import layers
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
-from zoo.truth import assert_close, reachable, truth, values
 
 import layerswap as ls
 import zoo
+from zoo.truth import assert_close, reachable, truth, values
 
 GroupNorm = layers.GroupNormalization
 

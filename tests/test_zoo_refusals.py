@@ -3,11 +3,11 @@
 import pytest
 import tensorflow as tf
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
-from zoo.truth import reachable, values
 
 import layerswap as ls
 import zoo
 from layerswap.errors import IndivisibleChannelsError, UnsupportedModelError
+from zoo.truth import assert_close, reachable, truth, values
 
 
 def picture(model):
@@ -44,3 +44,15 @@ def test_a_compile_of_one_s_own_is_refused_before_anything_is_changed():
         with pytest.raises(UnsupportedModelError, match=r"compile\(\) of its own"):
             ls.swap(model, inplace=inplace)
         assert picture(model) == before
+
+
+@pytest.mark.parametrize("name", zoo.IN_PLACE)
+def test_what_can_t_be_copied_is_swapped_in_place(name):
+    model = zoo.build(name)
+    x = zoo.sample(model)
+    before, expected = picture(model), truth(model, x)
+    with pytest.raises(UnsupportedModelError, match="inplace=True"):
+        ls.swap(model)
+    assert picture(model) == before
+    assert_close(ls.swap(model, inplace=True).model(x, training=False), expected)
+    assert reachable(model, BatchNormalizationBase) == []

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tf_keras import layers
-from zoo.truth import assert_close, reachable, truth
 
 import layerswap as ls
 import zoo
+from zoo.truth import assert_close, reachable, truth
 
 COMPILED = [
     *(name for name in zoo.BUILDERS if name.startswith("compiled_")),

@@ -28,7 +28,6 @@ from layerswap.keras_graph import compiling
 from layerswap.keras_graph.graph_functions import fresh_function, own_functions
 from layerswap.keras_graph.walk import captured_by_functions, find_layers
 
-
 # What the loader of a SavedModel leaves behind: traces of the original.
 _OF_A_SAVED_MODEL = ("signatures", "_serialized_attributes")
 

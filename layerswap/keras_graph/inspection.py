@@ -22,8 +22,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_keras.protobuf import saved_metadata_pb2
 
 from layerswap.atomic import is_saved_model
-from layerswap.config_files import KERAS_3_HINT, check_config, objects, runs_code
 from layerswap.errors import LoadError, reason_of
+from layerswap.keras_files import KERAS_3_HINT, check_config, objects, runs_code
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 

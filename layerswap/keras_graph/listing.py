@@ -11,15 +11,11 @@ from typing import Any
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from layerswap.config_files import (
-    NORMALIZATION,
-    batchnorm_left,
-    batchnorm_operation,
-    undetermined,
-)
+from layerswap.config_files import batchnorm_left, batchnorm_operation, undetermined
 from layerswap.keras_graph.storage import is_revived
 from layerswap.keras_graph.walk import Found, find_layers
 from layerswap.records import Checked, Finding, LayerRecord
+from layerswap.stock_names import NORMALIZATION
 
 _FRAMEWORK = ("tf_keras.", "keras.", "tensorflow.")
 _BATCHNORM_NAME = re.compile(r"(?i)batch_?norm")

@@ -68,7 +68,7 @@ def _turn_template(wrapper: Any) -> None:
     run = {found.path: found.layer for found in find_layers(wrapper.forward_layer)}
     for spare in find_batchnorms(wrapper.layer):
         twin: Any = run.get(spare.path)
-        if type(twin) is GroupNormalization and not spare.layer.built:
+        if isinstance(twin, GroupNormalization) and not spare.layer.built:
             config = {**twin.get_config(), "name": spare.layer.name}
             _turn(spare, GroupNormalization.from_config(config))
 

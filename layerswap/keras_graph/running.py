@@ -67,7 +67,7 @@ def make_reference(
         ) from failure
     if not all(np.isfinite(a).all() for batch in answers for a in batch.values() if a.dtype != "O"):
         raise ExportError(
-            "on random inputs the Keras model itself answers NaN or Inf, so nothing can be compared",
+            "on random inputs the Keras model itself answers NaN or Inf: nothing can be compared",
             where=str(model.name),
             hint="Check the model, or export with --no-verify (verify=False).",
         )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tf_keras.layers import Lambda
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from layerswap.errors import reason_of
 from layerswap.keras_graph.observing import Observed, observe
@@ -50,7 +49,7 @@ def find_sites(model: Any) -> tuple[list[Site], dict[str, Statistics]]:
         if tied & {id(variable) for variable in found.layer.weights}:
             found.obstacles["tied-weights"] = "another layer uses its γ, β or statistics as well"
     sites = [_describe(found, observed.get(id(found.layer))) for found in batchnorms]
-    return sites, read_all_statistics(model)
+    return sites, _statistics(batchnorms)
 
 
 def _tied(model: Any) -> set[int]:
@@ -65,7 +64,11 @@ def _tied(model: Any) -> set[int]:
 
 def read_all_statistics(model: Any) -> dict[str, Statistics]:
     """What each BatchNormalization learned, by path, for those that have weights."""
-    learned = ((f.path, read_statistics(f.layer)) for f in find_batchnorms(model))
+    return _statistics(find_batchnorms(model))
+
+
+def _statistics(batchnorms: Iterable[Found]) -> dict[str, Statistics]:
+    learned = ((found.path, read_statistics(found.layer)) for found in batchnorms)
     return {path: statistics for path, statistics in learned if statistics is not None}
 
 

@@ -19,8 +19,8 @@ import tf_keras
 from tf_keras.src.layers.serialization import get_builtin_layer
 
 from layerswap.atomic import StrPath, replacing
-from layerswap.config_files import KERAS_3_HINT
 from layerswap.errors import ExportError, LayerswapError, LoadError, UsageError, reason_of
+from layerswap.keras_files import KERAS_3_HINT
 from layerswap.keras_graph import inspection
 from layerswap.keras_graph.serving import serving_signature
 

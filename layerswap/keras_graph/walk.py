@@ -23,10 +23,9 @@ from tf_keras.src.layers.normalization.batch_normalization import BatchNormaliza
 
 from layerswap.keras_graph.storage import is_revived
 
-
 TRAINING_FIXED = (
-    "it is called with training=True, so it uses the batch's statistics at inference, too; from its "
-    "moving statistics nothing can be fitted"
+    "it is called with training=True, so it uses the batch's statistics at inference, too; from "
+    "its moving statistics nothing can be fitted"
 )
 
 

@@ -1,12 +1,13 @@
 """Small models of every shape, each with non-trivial BN statistics.
 
 `BUILDERS` are those that the swap handles; a builder takes nothing and returns a model.
-`REFUSED` are those that it refuses. `build(name)` also fills in seeded statistics and
+`IN_PLACE` are those of which it can't make a copy, `REFUSED` those that it refuses. `build(name)` also fills in seeded statistics and
 `sample(model)` gives matching inputs.
 """
 
 from zoo import (
     axes,
+    behaving,
     cells,
     compiled,
     custom,
@@ -15,12 +16,15 @@ from zoo import (
     neighbours,
     nesting,
     refusals,
+    refused_calls,
     reloaded,
     subclassed,
+    uncopyable,
     wrapped,
 )
 from zoo.registry import (
     BUILDERS,
+    IN_PLACE,
     REFUSED,
     TOLERANCES,
     bn,
@@ -32,9 +36,11 @@ from zoo.registry import (
 
 __all__ = [
     "BUILDERS",
+    "IN_PLACE",
     "REFUSED",
     "TOLERANCES",
     "axes",
+    "behaving",
     "bn",
     "build",
     "cells",
@@ -47,8 +53,10 @@ __all__ = [
     "randomize",
     "randomize_layer",
     "refusals",
+    "refused_calls",
     "reloaded",
     "sample",
     "subclassed",
+    "uncopyable",
     "wrapped",
 ]

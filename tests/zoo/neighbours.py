@@ -158,14 +158,6 @@ def losses_in_the_graph():
 
 
 @builder
-def loss_from_a_function():
-    model = on((4, 16), [layers.Dense(16), bn(name="norm")])
-    kernel = model.layers[1].kernel
-    model.add_loss(lambda: 0.1 * tf.reduce_sum(kernel**2))
-    return model
-
-
-@builder
 def noise():
     steps = [layers.Dropout(0.4, seed=3), layers.GaussianNoise(0.2), layers.SpatialDropout1D(0.1)]
     return on(

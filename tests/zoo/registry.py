@@ -8,6 +8,7 @@ from tf_keras.src.layers.normalization.batch_normalization import BatchNormaliza
 
 BUILDERS = {}  # name → builder of a model that can be swapped
 REFUSED = {}  # name → (builder, what `swap` is asked for, {path: code})
+IN_PLACE = {}  # name → builder of a model that can be swapped in place only
 TOLERANCES = {}  # name → tolerance, where it isn't that of float32
 IMAGE = (8, 8, 3)
 WORDS = ("0", "1", "cat", "a dog", "")
@@ -16,6 +17,12 @@ WORDS = ("0", "1", "cat", "a dog", "")
 def builder(function):
     """Adds a model that can be swapped."""
     BUILDERS[function.__name__] = function
+    return function
+
+
+def in_place(function):
+    """Adds a model that can't be copied."""
+    IN_PLACE[function.__name__] = function
     return function
 
 
@@ -41,7 +48,7 @@ def refused(codes, **fields):
 
 def build(name, seed=0):
     tf_keras.utils.set_random_seed(seed)
-    model = (BUILDERS.get(name) or REFUSED[name][0])()
+    model = (BUILDERS.get(name) or IN_PLACE.get(name) or REFUSED[name][0])()
     randomize(model, seed)
     return model
 
