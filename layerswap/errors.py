@@ -106,9 +106,9 @@ def reason_of(error: BaseException) -> str:
     about the layer above it.
     """
     text = str(error)
-    quoted = _QUOTED.search(text)
+    quoted = [line for line in _QUOTED.findall(text) if not line.startswith(_WRAPPINGS)]
     if quoted:
-        return quoted[1].strip()
+        return str(quoted[-1]).strip()  # the innermost
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_WRAPPINGS)]
     return (telling or lines or [type(error).__name__])[0]

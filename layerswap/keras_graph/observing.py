@@ -57,6 +57,7 @@ def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
         By `id` of the layer.
     """
     observed = {id(f.layer): Observed() for f in batchnorms if f.host is not None}
+    layers = [found.layer for found in batchnorms]
     guests_of: dict[int, list[Observed]] = {}
     hosts: dict[int, Found] = {}
     for found in batchnorms:
@@ -68,7 +69,7 @@ def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
         try:
             for call in _recorded_calls(model, host):
                 for training in (False, True):
-                    with untraced(_layers_of(host)), _noting(observed, training):
+                    with untraced(_layers_of(host)), _noting(observed, layers, training):
                         _trace(host.layer, call, training)
         except Exception as error:  # whatever the user's code raises
             name = host.path or type(host.layer).__name__
@@ -159,7 +160,7 @@ def _spec(value: Any) -> Any:
 
 
 @contextmanager
-def _noting(observed: dict[int, Observed], training: bool) -> Iterator[None]:
+def _noting(observed: dict[int, Observed], layers: Sequence[Any], training: bool) -> Iterator[None]:
     """Within the block BatchNormalization layers note how this thread calls them."""
 
     def note(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
@@ -191,6 +192,8 @@ def _noting(observed: dict[int, Observed], training: bool) -> Iterator[None]:
                 f"the code around it reads its '{name}', which GroupNormalization doesn't have"
             )
 
+    # A layer that was saved as a SavedModel has its class's `call` as an attribute of its own.
+    own = [(vars(x), vars(x).pop("call")) for x in layers if "call" in vars(x)]
     with _LOCK:
         _active.note, _active.note_read = note, note_read
         BatchNormalizationBase.call = _dispatch
@@ -201,6 +204,8 @@ def _noting(observed: dict[int, Observed], training: bool) -> Iterator[None]:
             _active.note = _active.note_read = None
             BatchNormalizationBase.call = _stock_call
             del BatchNormalizationBase.__getattribute__
+            for attributes, call in own:
+                attributes["call"] = call
 
 
 def _call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

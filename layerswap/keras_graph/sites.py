@@ -182,7 +182,10 @@ def _input_shape(found: Found, observed: Observed | None) -> Shape | None:
 def _obstacles(found: Found, observed: Observed | None) -> dict[str, str]:
     layer, kind = found.layer, type(found.layer)
     obstacles = dict(found.obstacles)
-    foreign = [*_overridden(kind), *({"call"} & vars(layer).keys())]
+    foreign = _overridden(kind)
+    # Keras leaves the class's own `call` on a layer that was saved as a SavedModel.
+    if getattr(vars(layer).get("call", layer.call), "__func__", None) is not kind.call:
+        foreign.append("call")
     if is_revived(layer):
         obstacles["revived"] = (
             "it was read from a SavedModel without its class: the traced call would go on as before"

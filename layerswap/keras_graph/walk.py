@@ -6,8 +6,9 @@ through containers, plain objects and the closures of functions, so that nothing
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import functools
-import inspect
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -237,6 +238,16 @@ def _attributes(layer: Any) -> Iterator[tuple[str, Any]]:
             continue
         if not (name.startswith(_BOOKKEEPING) or (ours and name == "call")):
             yield from _crawl(name, value, seen, depth=0)
+    for name, value in _held_by_class(layer):
+        yield from _crawl(name, value, seen, depth=0)
+
+
+def _held_by_class(layer: Any) -> Iterator[tuple[str, Any]]:
+    """What a user's class itself keeps layers in: its attributes, and what `call` refers to."""
+    for kind in type(layer).__mro__:
+        for name, value in () if _is_foreign(kind) else list(vars(kind).items()):
+            if name == "call" or isinstance(value, Layer | list | tuple | dict):
+                yield name, value
 
 
 def template_of(layer: Any) -> Any:
@@ -253,6 +264,7 @@ def captured_by_functions(layer: Any) -> Iterator[str]:
         if name == "_callable_losses"
         or not (name.startswith(_BOOKKEEPING) or (ours and name == "call"))
     ]
+    pending += [(name, value, True, 0) for name, value in _held_by_class(layer)]
     seen: set[int] = set()
     while pending:
         name, value, inside, depth = pending.pop()
@@ -284,10 +296,13 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple | set | frozenset):
         yield from ((f"[{index}]", item) for index, item in enumerate(value))
     elif isinstance(value, types.FunctionType):
-        held = inspect.getclosurevars(value)
-        yield from ((f".{key}", item) for key, item in held.nonlocals.items())
+        for key, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # the cell is empty
+                yield f".{key}", cell.cell_contents
         # A script's lambda refers to its layers as globals; all else there is no part of it.
-        yield from ((f".{k}", item) for k, item in held.globals.items() if isinstance(item, Layer))
+        for key in sorted(_global_names(value.__code__)):
+            if isinstance(item := value.__globals__.get(key), Layer):
+                yield f".{key}", item
     elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
     elif isinstance(value, tf.types.experimental.GenericFunction):
@@ -298,6 +313,14 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         for key, item in (*list(getattr(value, "__dict__", {}).items()), *_slots(value)):
             if not key.startswith(_BOOKKEEPING):
                 yield f".{key}", item
+
+
+@functools.cache
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """The globals that a function or one within it reads; `co_names` has attributes, too."""
+    own = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(own.union(*map(_global_names, inner)))
 
 
 def _slots(value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,8 @@
 """Small models of every shape, each with non-trivial BN statistics.
 
 `BUILDERS` are those that the swap handles; a builder takes nothing and returns a model.
-`IN_PLACE` are those of which it can't make a copy, `REFUSED` those that it refuses. `build(name)` also fills in seeded statistics and
-`sample(model)` gives matching inputs.
+`IN_PLACE` are those of which it can't make a copy, `REFUSED` those that it refuses.
+`build(name)` also fills in seeded statistics and `sample(model)` gives matching inputs.
 """
 
 from zoo import (

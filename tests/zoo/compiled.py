@@ -1,5 +1,8 @@
 """Models that were compiled, and mostly trained, before the swap."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -114,4 +117,15 @@ def compiled_parts():
 def predicted_before():
     model = network()
     model.predict(np.ones((2, 4, 16)), verbose=0)
+    return model
+
+
+@builder
+def compiled_and_saved():
+    """Keras leaves traces of having saved a model on its layers."""
+    model = network()
+    model.compile("adam", "mse")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder, "m"))
+        model.save(Path(folder, "m.keras"))
     return model

@@ -1,5 +1,8 @@
 """Models that call BatchNormalization as GroupNormalization can't be called."""
 
+import tempfile
+from pathlib import Path
+
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
@@ -171,3 +174,11 @@ def masked_model_in_a_wrapper():
     inner = tf_keras.Sequential([layers.Input((4, 16)), layers.Masking(), bn(name="norm")])
     inputs = layers.Input((3, 4, 16))
     return tf_keras.Model(inputs, layers.TimeDistributed(inner, name="wrapped")(inputs))
+
+
+@refused({"norm": "positional-argument"})
+def positional_training_after_saving():
+    model = called(PlainPositional())
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder, "m"))
+    return model

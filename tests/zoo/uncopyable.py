@@ -65,3 +65,35 @@ def lock_as_attribute():
     model = called(Plain())
     model.lock = threading.Lock()
     return model
+
+
+class ClassWide(layers.Layer):
+    """All objects of the class share one BatchNormalization."""
+
+    shared = None
+
+    def build(self, input_shape):
+        type(self).shared = bn(name="shared")
+        self.shared.build(input_shape)
+
+    def call(self, x, training=None):
+        return self.shared(x, training=training)
+
+
+@in_place
+def attribute_of_a_class():
+    return on((4, 16), [ClassWide(name="block"), bn(name="norm")])
+
+
+@in_place
+def captured_by_a_class():
+    norm = bn(name="captured")
+
+    class Captured(layers.Layer):
+        def build(self, input_shape):
+            norm.build(input_shape)
+
+        def call(self, x, training=None):
+            return norm(x, training=training)
+
+    return on((4, 16), [Captured(name="block"), bn(name="norm")])
