@@ -163,6 +163,10 @@ def _model(
     return source, str(source.name)
 
 
+def _same_place(one: StrPath, other: StrPath) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 @contextmanager
 def _timed(stage: str, seconds: dict[str, float], say: Progress) -> Iterator[None]:
     say(stage)
@@ -223,7 +227,13 @@ def convert(
     policy = _policy(policy, fields)
     require_keras()
     kind = format or exporting.format_of(target)
-    exporting.check_output(target, kind, overwrite)
+    if isinstance(source, str | os.PathLike) and _same_place(source, target):
+        raise UsageError(
+            "the result would replace the model that it is made of",
+            where=os.fspath(target),
+            hint="Choose another path.",
+        )
+    exporting.check_output(target, kind, overwrite, opset)
     if kind == "onnx" and verify:
         exporting.open_runtime()
     seconds: dict[str, float] = {}

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from layerswap.atomic import StrPath, check_target, publish, staging
 from layerswap.comparison import measure_drift
 from layerswap.errors import ExportError, MissingExtraError, ParityError, UsageError
-from layerswap.records import Artifact, Drift, Parity, SwapPlan, TransferLog
+from layerswap.records import (
+    HIGHEST_OPSET,
+    LOWEST_OPSET,
+    Artifact,
+    Drift,
+    Parity,
+    SwapPlan,
+    TransferLog,
+)
 from layerswap.references import Reference, reference_path, save_reference, sha256_of
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ SUFFIXES: Mapping[str, Format] = {
     ".onnx": "onnx",
     "": "savedmodel",
 }
-DEFAULT_OPSET = 18
+DEFAULT_OPSET = HIGHEST_OPSET
 # A reference that is never written to a file belongs to no artifact.
 NO_CHECKSUM = "0" * 64
 
@@ -67,7 +75,7 @@ def export(
         path: where to. With ONNX goes a reference file, `NAME.onnx.ref.npz`.
         format: "keras", "h5", "savedmodel" or "onnx"; by default from the suffix (none means
             SavedModel).
-        opset: of an ONNX file.
+        opset: of an ONNX file, 13 to 18.
         overwrite: replace an existing artifact.
         verify: run what was written (ONNX in ONNX Runtime, the others reloaded in tf_keras) and
             compare it with the model.
@@ -82,7 +90,7 @@ def export(
     """
     require_keras()
     kind = format or format_of(path)
-    check_output(path, kind, overwrite)
+    check_output(path, kind, overwrite, opset)
     say = progress or (lambda stage: None)
     if kind == "onnx":
         runtime = open_runtime() if verify else None
@@ -106,11 +114,11 @@ def format_of(path: StrPath) -> Format:
     return SUFFIXES[suffix]
 
 
-def check_output(path: StrPath, kind: Format, overwrite: bool) -> None:
+def check_output(path: StrPath, kind: Format, overwrite: bool, opset: int) -> None:
     """Says that an artifact couldn't be written before any work starts.
 
     Raises:
-        UsageError: unknown format, a suffix that doesn't fit it, or the target exists.
+        UsageError: unknown format or opset, a suffix that doesn't fit, or the target exists.
         ExportError: the folder is missing or can't be written to.
     """
     if kind not in SUFFIXES.values():
@@ -123,6 +131,10 @@ def check_output(path: StrPath, kind: Format, overwrite: bool) -> None:
         )
     check_target(path, overwrite, folder=kind == "savedmodel")
     if kind == "onnx":
+        if not isinstance(opset, int) or not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
+            raise UsageError(
+                f"opset {opset} is not supported; there is {LOWEST_OPSET} to {HIGHEST_OPSET}"
+            )
         check_target(reference_path(path), overwrite)
 
 

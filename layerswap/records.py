@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 SCHEMA_VERSION = 1
+# What tf2onnx writes and the decomposition needs.
+LOWEST_OPSET, HIGHEST_OPSET = 13, 18
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]

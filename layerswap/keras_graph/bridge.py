@@ -18,10 +18,7 @@ from tf2onnx import tf_loader
 from layerswap.errors import ExportError
 from layerswap.keras_graph import carrier, converter, tracing
 from layerswap.keras_graph.freezing import Frozen, freeze_without_weights, inlined
-from layerswap.records import Array
-
-LOWEST_OPSET = 13
-HIGHEST_OPSET = 18
+from layerswap.records import HIGHEST_OPSET, Array
 
 Progress = Callable[[str], None]
 
@@ -57,13 +54,9 @@ def trace(model: Any, *, opset: int = HIGHEST_OPSET, progress: Progress | None =
         progress: called with a word for each stage as it begins.
 
     Raises:
-        ExportError: the opset isn't supported, the model can't be traced, or some operation
-            has no ONNX form; names the layer and the operation.
+        ExportError: the model can't be traced, or some operation has no ONNX form; names the
+            layer and the operation.
     """
-    if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
-        word = "highest" if opset > HIGHEST_OPSET else "lowest"
-        limit = HIGHEST_OPSET if opset > HIGHEST_OPSET else LOWEST_OPSET
-        raise ExportError(f"opset {opset} is not supported: {limit} is the {word} for now")
     report = progress or (lambda stage: None)
     specs = _input_specs(model)
     with _CONVERTING, converter.collected_errors() as errors:

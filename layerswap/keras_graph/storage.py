@@ -116,6 +116,13 @@ def save(
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the file system's fault, not the model's
+            if isinstance(error, tf.errors.OpError):  # TensorFlow's own, of the file system
+                raise ExportError(
+                    "can't be written: "
+                    + reason_of(error).replace(os.fspath(temporary), os.fspath(path))[:300],
+                    where=os.fspath(path),
+                    hint="Nothing was changed. Free some space or choose another place.",
+                ) from error
             others = " or ".join(name for name in _WRITERS if name != format)
             raise ExportError(
                 f"the model can't be saved as {format}: {reason_of(error)[:300]}",

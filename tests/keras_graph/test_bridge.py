@@ -409,12 +409,6 @@ def test_types_without_portable_form_are_refused_by_layer(dtype):
     assert GN.call is STOCK_CALL
 
 
-@pytest.mark.parametrize(("opset", "limit"), [(12, "13 is the lowest"), (19, "18 is the highest")])
-def test_opset_out_of_range(opset, limit):
-    with pytest.raises(ExportError, match=limit):
-        trace(sequential(GN(2), shape=(4,)), opset=opset)
-
-
 def test_operation_without_onnx_form_is_named_with_its_layer():
     odd = layers.Lambda(lambda x: tf.math.betainc(x, x, x), name="odd")
     with pytest.raises(ExportError, match=r"odd/.*Betainc"):
