@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tf_keras.layers import GroupNormalization
-from tf_keras.src.utils import tf_inspect
 
 from layerswap import rules
 from layerswap.errors import PolicyError, TransferError, reason_of
@@ -59,8 +58,6 @@ def apply_plan(model: Any, plan: SwapPlan, statistics: Mapping[str, Statistics])
         if template_of(layer) is not None:
             _turn_template(layer)
         forget_traces(layer)
-    turned = {id(sites[swap.site.path].layer) for swap in plan.swaps}
-    _refresh_signatures(model, turned)
 
 
 def _turn_template(wrapper: Any) -> None:
@@ -132,12 +129,3 @@ def _strip_arguments(node: Any) -> None:
     node._flat_arguments = tf.nest.flatten((node.call_args, []))
     node._single_positional_tensor_passed = len(node._flat_arguments) == 1
     node._keras_inputs_ids_and_indices = [(node._keras_inputs_ids_and_indices[0][0], 0)]
-
-
-def _refresh_signatures(model: Any, turned: set[int]) -> None:
-    """Sequential and Functional remember which arguments a layer's `call` takes."""
-    for container in (model, *(found.layer for found in find_layers(model))):
-        signatures = vars(container).get("_layer_call_argspecs", {})
-        for layer in list(signatures):
-            if id(layer) in turned:
-                signatures[layer] = tf_inspect.getfullargspec(layer.call)
