@@ -58,8 +58,9 @@ def plan(model: Any, policy: Policy | None = None, **fields: Any) -> SwapPlan:
     from layerswap.keras_graph.precision import find_imprecise
     from layerswap.keras_graph.sites import find_nonfinite, find_sites
 
-    sites, statistics = find_sites(model)
-    made = planning.make_plan(source, sites, statistics, policy, find_nonfinite(model))
+    sites, statistics, unseen = find_sites(model)
+    findings = (*unseen, *find_nonfinite(model))
+    made = planning.make_plan(source, sites, statistics, policy, findings)
     return replace(made, findings=(*made.findings, *find_imprecise(made)))
 
 

@@ -336,6 +336,36 @@ def test_code_that_can_t_be_traced_is_refused():
     assert "no graph for this" in refusal.reason
 
 
+class Hiding(layers.Layer):
+    """Gets at a BatchNormalization in a way that no attribute shows."""
+
+    def call(self, x):
+        return by_a_helper(x)
+
+
+def by_a_helper(x):
+    return HIDDEN[0](x)
+
+
+HIDDEN = []
+
+
+def test_a_batchnorm_that_only_a_helper_function_knows_is_refused():
+    HIDDEN[:] = [layers.BatchNormalization(name="hidden")]
+    model = custom(Hiding(name="own"))
+    assert refusal_codes(model) == {"own/hidden": "unreached"}
+
+
+def test_code_that_can_t_be_seen_is_warned_of():
+    inputs = layers.Input((4, 8))
+    model = tf_keras.Model(inputs, layers.BatchNormalization()(Positional(name="own")(inputs)))
+    model.layers[1].norm = layers.Identity()
+    model.layers[1].call = Failing.call.__get__(model.layers[1])
+    (warning,) = ls.plan(model).findings
+    assert (warning.code, warning.where) == ("unseen-code", "own")
+    assert "no graph for this" in warning.message
+
+
 def test_a_mask_that_ends_before_batchnorm_is_no_obstacle():
     inner = tf_keras.Sequential(
         [layers.Input((5, 16)), layers.Conv1D(16, 1), layers.BatchNormalization(name="norm")]

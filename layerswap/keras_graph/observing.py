@@ -15,12 +15,13 @@ from typing import Any
 
 import tensorflow as tf
 from tf_keras.backend import floatx
+from tf_keras.layers import Lambda
 from tf_keras.src.engine.base_layer_utils import call_context
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from layerswap.errors import reason_of
 from layerswap.keras_graph.graph_functions import untraced
-from layerswap.keras_graph.walk import TRAINING_FIXED, Found, find_layers
+from layerswap.keras_graph.walk import TRAINING_FIXED, Found, find_layers, runs_its_graph
 
 _LOCK = threading.RLock()
 _active = threading.local()
@@ -46,38 +47,75 @@ class Observed:
     obstacles: dict[str, str] = field(default_factory=dict)
 
 
-def observe(model: Any, batchnorms: Sequence[Found]) -> dict[int, Observed]:
-    """Traces what hosts the given layers.
+@dataclass(slots=True)
+class Observations:
+    """What tracing a model's own code showed.
+
+    Attributes:
+        of: by `id` of the layer, how it is called.
+        strangers: BatchNormalization layers that were called and that no walk had found.
+        unseen: path of code that can't be traced → why; code around known layers is left out.
+    """
+
+    of: dict[int, Observed] = field(default_factory=dict)
+    strangers: list[Found] = field(default_factory=list)
+    unseen: dict[str, str] = field(default_factory=dict)
+
+
+def observe(model: Any, batchnorms: Sequence[Found]) -> Observations:
+    """Traces all code that isn't Keras's own, and what hosts the given layers.
 
     Args:
         model: the model that they were found in.
-        batchnorms: those without a host are left out.
-
-    Returns:
-        By `id` of the layer.
+        batchnorms: those without a host are called by graphs alone.
     """
-    observed = {id(f.layer): Observed() for f in batchnorms if f.host is not None}
-    layers = [found.layer for found in batchnorms]
+    seen = Observations({id(f.layer): Observed() for f in batchnorms if f.host is not None})
     guests_of: dict[int, list[Observed]] = {}
-    hosts: dict[int, Found] = {}
+    hosts = {id(host.layer): host for host in _own_code(model)}
     for found in batchnorms:
         for host in (found.host, *found.other_hosts):
             if host is not None:
                 hosts.setdefault(id(host.layer), host)
-                guests_of.setdefault(id(host.layer), []).append(observed[id(found.layer)])
+                guests_of.setdefault(id(host.layer), []).append(seen.of[id(found.layer)])
+    known = {id(found.layer): found.layer for found in batchnorms}
     for key, host in hosts.items():
+        name = host.path or type(host.layer).__name__
         try:
             for call in _recorded_calls(model, host):
                 for training in (False, True):
-                    with untraced(_layers_of(host)), _noting(observed, layers, training):
+                    with (
+                        untraced(_layers_of(host)),
+                        _noting(seen.of, known, training) as strangers,
+                    ):
                         _trace(host.layer, call, training)
+                    seen.strangers += [_stranger(name, layer) for layer in strangers]
         except Exception as error:  # whatever the user's code raises
-            name = host.path or type(host.layer).__name__
             why = reason_of(error)
-            reason = f"how '{name}' calls it can't be seen, since tracing it fails: {why}"
-            for guest in guests_of[key]:
-                guest.obstacles["untraceable"] = reason
-    return observed
+            if key not in guests_of:
+                seen.unseen[name] = why
+            for guest in guests_of.get(key, ()):
+                guest.obstacles["untraceable"] = (
+                    f"how '{name}' calls it can't be seen, since tracing it fails: {why}"
+                )
+    return seen
+
+
+def _own_code(model: Any) -> Iterator[Found]:
+    """The outermost layers that run code which isn't Keras's own."""
+    for found in (Found("", model, calls=1), *find_layers(model)):
+        own = not type(found.layer).__module__.startswith("tf_keras.src.")
+        if (own or isinstance(found.layer, Lambda)) and not isinstance(
+            found.layer, BatchNormalizationBase
+        ):
+            if found.host is not None:
+                yield found.host
+            elif found.nodes or not runs_its_graph(found.layer):
+                yield found
+
+
+def _stranger(host: str, layer: Any) -> Found:
+    reason = f"'{host}' calls it, but no attribute of the model leads to it"
+    return Found(f"{host}/{layer.name}", layer, calls=1, obstacles={"unreached": reason})
 
 
 def _layers_of(host: Found) -> list[Any]:
@@ -160,10 +198,19 @@ def _spec(value: Any) -> Any:
 
 
 @contextmanager
-def _noting(observed: dict[int, Observed], layers: Sequence[Any], training: bool) -> Iterator[None]:
-    """Within the block BatchNormalization layers note how this thread calls them."""
+def _noting(
+    observed: dict[int, Observed], known: dict[int, Any], training: bool
+) -> Iterator[list[Any]]:
+    """Within the block BatchNormalization layers note how this thread calls them.
+
+    Yields a list that takes the layers which aren't `known`.
+    """
+    strangers: list[Any] = []
 
     def note(layer: Any, inputs: Any, args: Any, kwargs: Any) -> None:
+        if id(layer) not in known:
+            known[id(layer)] = layer
+            strangers.append(layer)
         seen = observed.get(id(layer))
         if seen is None:
             return
@@ -193,13 +240,13 @@ def _noting(observed: dict[int, Observed], layers: Sequence[Any], training: bool
             )
 
     # A layer that was saved as a SavedModel has its class's `call` as an attribute of its own.
-    own = [(vars(x), vars(x).pop("call")) for x in layers if "call" in vars(x)]
+    own = [(vars(x), vars(x).pop("call")) for x in known.values() if "call" in vars(x)]
     with _LOCK:
         _active.note, _active.note_read = note, note_read
         BatchNormalizationBase.call = _dispatch
         BatchNormalizationBase.__getattribute__ = _read
         try:
-            yield
+            yield strangers
         finally:
             _active.note = _active.note_read = None
             BatchNormalizationBase.call = _stock_call

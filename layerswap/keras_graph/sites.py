@@ -33,8 +33,8 @@ _MASKED = (
 )
 
 
-def find_sites(model: Any) -> tuple[list[Site], dict[str, Statistics]]:
-    """Every BatchNormalization of a model, and what each learned, by path.
+def find_sites(model: Any) -> tuple[list[Site], dict[str, Statistics], list[Finding]]:
+    """Every BatchNormalization of a model, what each learned, by path, and what can't be seen.
 
     Layers that a graph calls are described from the graph; those that other code calls, from a
     trace of that code, once for inference and once for training.
@@ -44,12 +44,24 @@ def find_sites(model: Any) -> tuple[list[Site], dict[str, Statistics]]:
     """
     batchnorms = find_batchnorms(model)
     observed = observe(model, batchnorms)
+    batchnorms += observed.strangers
     tied = _tied(model)
     for found in batchnorms:
         if tied & {id(variable) for variable in found.layer.weights}:
             found.obstacles["tied-weights"] = "another layer uses its γ, β or statistics as well"
-    sites = [_describe(found, observed.get(id(found.layer))) for found in batchnorms]
-    return sites, _statistics(batchnorms)
+    sites = [_describe(found, observed.of.get(id(found.layer))) for found in batchnorms]
+    unseen = [
+        Finding(
+            "unseen-code",
+            "warning",
+            path,
+            f"its code can't be traced ({why}), so a BatchNormalization that no attribute leads to "
+            "would be missed",
+            "Check the code: a layer that it uses belongs into an attribute.",
+        )
+        for path, why in observed.unseen.items()
+    ]
+    return sites, _statistics(batchnorms), unseen
 
 
 def _tied(model: Any) -> set[int]:
