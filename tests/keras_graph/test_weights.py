@@ -28,7 +28,9 @@ def test_nan_equals_itself():
     assert len(log.copied) == 4
 
 
-@pytest.mark.parametrize(("before", "after"), [(0.0, -0.0), (1.0, np.nextafter(np.float32(1), 2))])
+@pytest.mark.parametrize(
+    ("before", "after"), [(0.0, -0.0), (1.0, np.nextafter(np.float32(1), np.float32(2)))]
+)
 def test_one_bit_is_a_difference(before, after):
     m = model()
     m.layers[0].bias.assign([before, 0.0])
