@@ -6,14 +6,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerswap.atomic import StrPath
 from layerswap.comparison import compare_parity, measure_drift
 from layerswap.config_files import check_config_file
 from layerswap.errors import LayerswapError, LoadError, ParityError, UsageError
-from layerswap.onnx_graph.runtimes import Runtime, open_runtime
 from layerswap.records import Checked, Finding, Parity, Report, Tolerance
 from layerswap.references import Reference, load_reference, reference_path, sha256_of
+
+if TYPE_CHECKING:
+    from layerswap.onnx_graph.runtimes import Runtime
 
 
 def verify(
@@ -63,6 +66,8 @@ def report_parity(
     for name, limit in (("absolute", absolute), ("relative", relative)):
         if limit is not None and not limit >= 0:
             raise UsageError(f"the {name} tolerance must be zero or above, not {limit}")
+    from layerswap.onnx_graph.runtimes import open_runtime  # onnx, which `check` can do without
+
     opened = open_runtime(runtime)
     if not Path(path).is_file():
         raise LoadError("there is no such file", where=str(path))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from layerswap.atomic import StrPath
 from layerswap.errors import PolicyError, UnsupportedModelError, UsageError
 from layerswap.exporting import DEFAULT_OPSET, Converted, Format, Progress, export, require_keras
 from layerswap.policy import Policy
-from layerswap.records import Report, SwapPlan
+from layerswap.records import Report, Statistics, SwapPlan
 
 __all__ = ["Converted", "check", "convert", "export", "load", "plan", "swap"]
 
@@ -39,7 +38,7 @@ def load(
     return storage.load(path, custom_objects=custom_objects, unsafe=unsafe)
 
 
-def plan(model: Any, policy: Policy | None = None, **fields: Any) -> SwapPlan:
+def plan(model: Any, policy: Policy | Mapping[str, Any] | None = None, **fields: Any) -> SwapPlan:
     """Decides what becomes of every BatchNormalization; nothing is changed.
 
     Args:
@@ -54,14 +53,7 @@ def plan(model: Any, policy: Policy | None = None, **fields: Any) -> SwapPlan:
         LoadError: `model` is a path that can't be read as a model.
     """
     policy = _policy(policy, fields)
-    model, source = _model(model)
-    from layerswap.keras_graph.precision import find_imprecise
-    from layerswap.keras_graph.sites import find_nonfinite, find_sites
-
-    sites, statistics, unseen = find_sites(model)
-    findings = (*unseen, *find_nonfinite(model))
-    made = planning.make_plan(source, sites, statistics, policy, findings)
-    return replace(made, findings=(*made.findings, *find_imprecise(made)))
+    return _plan(*_model(model), policy)[0]
 
 
 def check(
@@ -107,7 +99,7 @@ def check(
 
 def swap(
     model: Any,
-    policy: Policy | None = None,
+    policy: Policy | Mapping[str, Any] | None = None,
     *,
     inplace: bool = False,
     self_check: bool = True,
@@ -130,8 +122,8 @@ def swap(
         TransferError: a variable is unaccounted for, or the self-check failed.
     """
     policy = _policy(policy, fields)
-    model, _ = _model(model)
-    return _apply(model, plan(model, policy), inplace, self_check)
+    model, source = _model(model)
+    return _apply(model, *_plan(model, source, policy), inplace, self_check)
 
 
 def _policy(policy: Policy | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Policy:
@@ -168,21 +160,27 @@ def _same_place(one: StrPath, other: StrPath) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-@contextmanager
-def _timed(stage: str, seconds: dict[str, float], say: Progress) -> Iterator[None]:
-    say(stage)
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
+Learned = Mapping[str, Statistics]
 
 
-def _apply(model: Any, made: SwapPlan, inplace: bool, self_check: bool) -> Converted:
+def _plan(model: Any, source: str, policy: Policy) -> tuple[SwapPlan, Learned]:
+    """The plan, and what each layer learned, by path, from which the swap will fit."""
+    from layerswap.keras_graph.precision import find_imprecise
+    from layerswap.keras_graph.sites import find_nonfinite, find_sites
+
+    sites, statistics, unseen = find_sites(model)
+    findings = (*unseen, *find_nonfinite(model))
+    made = planning.make_plan(source, sites, statistics, policy, findings)
+    return replace(made, findings=(*made.findings, *find_imprecise(made))), statistics
+
+
+def _apply(
+    model: Any, made: SwapPlan, statistics: Learned, inplace: bool, self_check: bool
+) -> Converted:
     planning.raise_refusals(made)
     from layerswap.keras_graph import compiling, copying, rebuild, selfcheck, weights
-    from layerswap.keras_graph.sites import read_all_statistics
 
     before = weights.snapshot(model)
-    statistics = read_all_statistics(model)
     recipes = [compiling.prepare(each) for each in copying.models_in(model)]
     target, twins = (model, copying.Twins()) if inplace else copying.copy_model(model)
     rebuild.apply_plan(target, made, statistics)
@@ -198,7 +196,7 @@ def _apply(model: Any, made: SwapPlan, inplace: bool, self_check: bool) -> Conve
 def convert(
     source: StrPath | Any,
     target: StrPath,
-    policy: Policy | None = None,
+    policy: Policy | Mapping[str, Any] | None = None,
     *,
     format: Format | None = None,
     opset: int = DEFAULT_OPSET,
@@ -238,22 +236,20 @@ def convert(
     if kind == "onnx" and verify:
         exporting.open_runtime()
     seconds: dict[str, float] = {}
-    say = progress or (lambda stage: None)
+    stages = _Stages(seconds, progress or (lambda stage: None))
 
-    with _timed("load", seconds, say):
-        model, name = _model(source, custom_objects=custom_objects, unsafe=unsafe)
-    with _timed("plan", seconds, say):
-        made = replace(plan(model, policy), source=name)
-        if not made.decisions and not allow_no_batchnorm:
-            raise UnsupportedModelError(
-                "the model has no BatchNormalization: there is nothing to convert",
-                where=name,
-                hint="To export it all the same: --allow-no-batchnorm, allow_no_batchnorm=True.",
-            )
-        planning.raise_refusals(made)
-    with _timed("swap", seconds, say):
-        converted = _apply(model, made, inplace=False, self_check=True)
-    stages = _Stages(seconds, say)
+    stages("load")
+    model, name = _model(source, custom_objects=custom_objects, unsafe=unsafe)
+    stages("plan")
+    made, statistics = _plan(model, name, policy)
+    if not made.decisions and not allow_no_batchnorm:
+        raise UnsupportedModelError(
+            "the model has no BatchNormalization: there is nothing to convert",
+            where=name,
+            hint="To export it all the same: --allow-no-batchnorm, allow_no_batchnorm=True.",
+        )
+    stages("swap")
+    converted = _apply(model, made, statistics, inplace=False, self_check=True)
     artifact = export(
         converted,
         target,

@@ -55,6 +55,11 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         parts.append(f"wrote {artifact.path} ({artifact.format}{opset}, {_size(artifact.bytes)})")
         if artifact.reference:
             parts.append(f"reference {artifact.reference}")
+        elif artifact.format == "onnx":
+            parts.append(
+                "no reference: the model fails or answers NaN on random inputs, so `verify` "
+                "can't be repeated"
+            )
     parts += [describe_parity(parity) for parity in report.parity]
     if report.drift is not None:
         parts.append(

@@ -90,8 +90,10 @@ def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
         config[part] = _choose_part(site, policy, part)
     swap = Swap(site, config, policy.weights)
     _refuse_degenerate(swap, policy)
-    _refuse_overflow(swap, statistics)
-    notes = tuple(_notes(swap, statistics))
+    fitted = None if statistics is None or policy.weights == "reset" else fit(swap, statistics)
+    if statistics is not None and fitted is not None:
+        _refuse_overflow(swap, statistics, fitted)
+    notes = tuple(_notes(swap, statistics, fitted))
     return Swap(site, config, policy.weights, notes)
 
 
@@ -237,11 +239,8 @@ def _refuse_unusable(policy: Policy, statistics: Statistics | None) -> None:
         raise _Refused("negative-variance", f"a moving variance is negative ({least:.3g})", hint)
 
 
-def _refuse_overflow(swap: Swap, statistics: Statistics | None) -> None:
+def _refuse_overflow(swap: Swap, statistics: Statistics, fitted: Affine) -> None:
     """Refuses what the type that the layer computes in can't hold."""
-    if swap.weights == "reset" or statistics is None:
-        return
-    fitted = fit(swap, statistics)
     epsilon = float(swap.config["epsilon"])
     largest = max(float(np.abs(fitted.gamma).max()), float(np.abs(fitted.beta).max()), epsilon)
     if not largest <= HUGE:
@@ -273,7 +272,7 @@ def _refuse_degenerate(swap: Swap, policy: Policy) -> None:
         )
 
 
-def _notes(swap: Swap, statistics: Statistics | None) -> Iterator[Finding]:
+def _notes(swap: Swap, statistics: Statistics | None, fitted: Affine | None) -> Iterator[Finding]:
     site, config = swap.site, swap.config
 
     def warn(code: str, message: str, hint: str = "") -> Finding:
@@ -293,7 +292,11 @@ def _notes(swap: Swap, statistics: Statistics | None) -> Iterator[Finding]:
             "Set layer.trainable = True after the swap to fine-tune them.",
         )
         if swap.weights == "reset":
-            yield warn("frozen-reset", "γ and β are reset in a layer that doesn't train")
+            yield warn(
+                "frozen-reset",
+                "γ and β are reset in a layer that doesn't train",
+                "Use weights='match', or set layer.trainable = True after the swap.",
+            )
     if _dtype_name(site.config.get("dtype")) != _dtype_name(config.get("dtype")):
         yield Finding(
             "float32-statistics",
@@ -303,15 +306,13 @@ def _notes(swap: Swap, statistics: Statistics | None) -> Iterator[Finding]:
         )
     if config["epsilon"] == 0:
         yield warn("zero-epsilon", "epsilon is 0: a constant group gives NaN", "Set epsilon.")
-    if statistics is None or swap.weights == "reset":
-        return
-    if not statistics.finite:
+    if statistics is None or fitted is None:
         return
     dead = int(moments.dead_channels(statistics, float(site.config["epsilon"])).sum())
     if dead:
         yield warn(
             "dead-channels",
-            f"{dead} of {swap.channels} channels never varied in training; "
+            f"{dead} of {swap.channels} channels were all but constant in training; "
             + ("they become the constant β" if swap.weights == "match" else "γ is copied as it is"),
         )
     turned_on = [n for n in ("center", "scale") if config[n] and not site.config.get(n, True)]
@@ -322,7 +323,7 @@ def _notes(swap: Swap, statistics: Statistics | None) -> Iterator[Finding]:
             site.path,
             f"{' and '.join(turned_on)} turned on, since the fit needs γ and β",
         )
-    yield from _penalty_notes(swap, statistics)
+    yield from _penalty_notes(swap, statistics, fitted)
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -332,9 +333,8 @@ def _dtype_name(dtype: Any) -> str:
     return str(dtype or "float32")
 
 
-def _penalty_notes(swap: Swap, statistics: Statistics) -> Iterator[Finding]:
+def _penalty_notes(swap: Swap, statistics: Statistics, fitted: Affine) -> Iterator[Finding]:
     """Refuses a violated constraint and reports what regularizers will add."""
-    fitted = fit(swap, statistics)
     before = after = 0.0
     unknown: list[str] = []
     pairs = (("gamma", fitted.gamma, "scale"), ("beta", fitted.beta, "center"))

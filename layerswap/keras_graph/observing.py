@@ -81,7 +81,7 @@ def observe(model: Any, batchnorms: Sequence[Found]) -> Observations:
     for key, host in hosts.items():
         name = host.path or type(host.layer).__name__
         try:
-            for call in _recorded_calls(model, host):
+            for call in _recorded_calls(host):
                 for training in (False, True):
                     with (
                         untraced(_layers_of(host)),
@@ -125,7 +125,7 @@ def _layers_of(host: Found) -> list[Any]:
 Call = tuple[Any, Any]
 
 
-def _recorded_calls(model: Any, host: Found) -> Iterator[Call]:
+def _recorded_calls(host: Found) -> Iterator[Call]:
     """(positional, keyword) arguments of each call, with a TensorSpec for each tensor."""
     if host.nodes:
         for node in host.nodes:
@@ -239,9 +239,9 @@ def _noting(
                 f"the code around it reads its '{name}', which GroupNormalization doesn't have"
             )
 
-    # A layer that was saved as a SavedModel has its class's `call` as an attribute of its own.
-    own = [(vars(x), vars(x).pop("call")) for x in known.values() if "call" in vars(x)]
     with _LOCK:
+        # A layer that was saved as a SavedModel has its class's `call` as an attribute of its own.
+        own = [(vars(x), vars(x).pop("call")) for x in known.values() if "call" in vars(x)]
         _active.note, _active.note_read = note, note_read
         BatchNormalizationBase.call = _dispatch
         BatchNormalizationBase.__getattribute__ = _read

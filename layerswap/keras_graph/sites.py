@@ -74,11 +74,6 @@ def _tied(model: Any) -> set[int]:
     return {variable for variable, count in owners.items() if count > 1}
 
 
-def read_all_statistics(model: Any) -> dict[str, Statistics]:
-    """What each BatchNormalization learned, by path, for those that have weights."""
-    return _statistics(find_batchnorms(model))
-
-
 def _statistics(batchnorms: Iterable[Found]) -> dict[str, Statistics]:
     learned = ((found.path, read_statistics(found.layer)) for found in batchnorms)
     return {path: statistics for path, statistics in learned if statistics is not None}

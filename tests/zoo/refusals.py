@@ -117,7 +117,7 @@ def revived_model():
 class Failing(Block):
     def call(self, x, training=None):
         if not tf.executing_eagerly() and training:
-            raise NotImplementedError("no graph for this")
+            raise RuntimeError("no graph for this")
         return self.norm(self.dense(x), training=training)
 
 
