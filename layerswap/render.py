@@ -170,6 +170,11 @@ def _checked(checked: Checked, findings: Sequence[Finding], width: int | None) -
         verdict = "undetermined whether a BatchNormalization is left"
     else:
         verdict = "no BatchNormalization is left"
+        if any(layer.class_name == "BatchNormalization" for layer in checked.layers):
+            lines.append(
+                "Each BatchNormalization operator listed is the affine of a GroupNormalization: "
+                "with mean 0, variance 1 and epsilon 0 it multiplies by γ and adds β, no more."
+            )
     return [*lines, f"{checked.source}: {verdict}; {looked}"]
 
 

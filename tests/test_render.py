@@ -8,8 +8,10 @@ import pytest
 
 from layerswap.records import (
     Artifact,
+    Checked,
     Drift,
     Finding,
+    LayerRecord,
     Parity,
     Refusal,
     Report,
@@ -195,3 +197,12 @@ def test_the_json_of_a_plan_is_the_plan():
     text = render(Report("plan", PLAN.source, plan=PLAN), "json")
     assert from_json(SwapPlan, text) == PLAN
     assert text == PLAN.to_json() + "\n"
+
+
+def test_an_affine_in_a_clean_graph_is_explained():
+    affine = LayerRecord("norm", "BatchNormalization", "", ())
+    clean = Report("check", "m.onnx", checked=(Checked("m.onnx", 4, (affine,)),))
+    assert "affine of a GroupNormalization" in render(clean, "text")
+    instance = LayerRecord("norm", "InstanceNormalization", "", ())
+    other = Report("check", "m.onnx", checked=(Checked("m.onnx", 4, (instance,)),))
+    assert "affine" not in render(other, "text")

@@ -165,7 +165,11 @@ class _Census:
             )
         elif node.domain == _MICROSOFT and "BatchNorm" in node.op_type:
             yield Finding(
-                "batchnorm-left", "error", record.path, f"is a {node.domain}.{node.op_type}{inside}"
+                "batchnorm-left",
+                "error",
+                record.path,
+                f"is a {node.domain}.{node.op_type}{inside}",
+                "Convert the Keras model with layerswap convert, and export it anew.",
             )
 
 
