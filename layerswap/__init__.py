@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerswap.checking import verify as verify
     from layerswap.conversion import check as check
     from layerswap.conversion import convert as convert
     from layerswap.conversion import load as load
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from layerswap.exporting import export as export
     from layerswap.policy import Policy as Policy
     from layerswap.records import Report as Report
+    from layerswap.verifying import verify as verify
 
 _HOMES = {
     "Converted": "layerswap.exporting",
@@ -33,7 +33,7 @@ _HOMES = {
     "load": "layerswap.conversion",
     "plan": "layerswap.conversion",
     "swap": "layerswap.conversion",
-    "verify": "layerswap.checking",
+    "verify": "layerswap.verifying",
 }
 
 __all__ = sorted(_HOMES)

@@ -191,18 +191,20 @@ def staging(path: StrPath) -> Iterator[Path]:
 
 
 def publish(files: Sequence[tuple[Path, StrPath]]) -> None:
-    """Moves staged files into place, all or none, replacing what is there.
+    """Moves staged files and folders into place, all or none, replacing what is there.
 
     Args:
-        files: the staged file and its place, the main file last: whoever sees it there finds
-            what belongs to it already in place.
+        files: the staged file or folder and its place, the main one last: whoever sees
+            it there finds what belongs to it already in place.
 
     Raises:
         OSError: the file system refuses; `staging` turns it into an ExportError.
     """
     moves = [(staged, Path(os.path.realpath(target))) for staged, target in files]
     for staged, _ in moves:
-        _flush(staged)
+        for file in staged.rglob("*") if staged.is_dir() else (staged,):
+            if file.is_file():
+                _flush(file)
     try:
         for staged, target in moves:
             if target.exists():
@@ -212,9 +214,11 @@ def publish(files: Sequence[tuple[Path, StrPath]]) -> None:
     except BaseException:
         for staged, target in moves:
             if _aside(staged).exists():
+                if target.is_dir():  # no system renames a folder over a full one
+                    _remove(target)
                 os.replace(_aside(staged), target)
             elif not staged.exists():
-                target.unlink(missing_ok=True)
+                _remove(target)
         raise
 
 

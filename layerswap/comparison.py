@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -102,6 +102,11 @@ def compare_parity(
         ok=worst <= 1.0,
         worst_output=worst_output,
     )
+
+
+def furthest(parities: Iterable[Parity]) -> Parity:
+    """Of several parities of one artifact, the one beyond tolerance, else the least near."""
+    return max(parities, key=lambda parity: (not parity.ok, parity.max_absolute))
 
 
 def measure_drift(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) -> Drift | None:

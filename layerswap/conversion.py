@@ -11,7 +11,8 @@ from typing import Any
 from layerswap import exporting, planning
 from layerswap.atomic import StrPath
 from layerswap.errors import PolicyError, UnsupportedModelError, UsageError
-from layerswap.exporting import DEFAULT_OPSET, Converted, Format, Progress, export, require_keras
+from layerswap.exporting import Converted, Progress, export, require_keras
+from layerswap.options import ExportOptions, split_fields
 from layerswap.policy import Policy
 from layerswap.records import Report, Statistics, SwapPlan
 
@@ -198,11 +199,6 @@ def convert(
     target: StrPath,
     policy: Policy | Mapping[str, Any] | None = None,
     *,
-    format: Format | None = None,
-    opset: int = DEFAULT_OPSET,
-    overwrite: bool = False,
-    verify: bool = True,
-    keep_failed: bool = False,
     allow_no_batchnorm: bool = False,
     custom_objects: Mapping[str, Any] | None = None,
     unsafe: bool = False,
@@ -214,27 +210,20 @@ def convert(
     Args:
         source: the path of a tf_keras model, or the model.
         target: where the artifact goes.
-        policy: what is wanted; or give its fields as keyword arguments.
+        policy: what is wanted; or give its fields as keyword arguments. The options of
+            `export` (`format`, `opset`, `groupnorm`, ...) are keyword arguments, too.
         allow_no_batchnorm: export a model that has no BatchNormalization, too.
-        format, opset, overwrite, verify, keep_failed, progress: as for `export`.
         custom_objects, unsafe: as for `load`.
+        progress: called with the name of each stage.
 
     Raises:
         UnsupportedModelError: there is nothing to swap, or something that can't be swapped.
         LayerswapError: any other, as for `load`, `plan`, `swap` and `export`.
     """
+    options, fields = split_fields(fields)
     policy = _policy(policy, fields)
     require_keras()
-    kind = format or exporting.format_of(target)
-    if isinstance(source, str | os.PathLike) and _same_place(source, target):
-        raise UsageError(
-            "the result would replace the model that it is made of",
-            where=os.fspath(target),
-            hint="Choose another path.",
-        )
-    exporting.check_output(target, kind, overwrite, opset)
-    if kind == "onnx" and verify:
-        exporting.open_runtime()
+    wanted = _prepare(source, target, options)
     seconds: dict[str, float] = {}
     stages = _Stages(seconds, progress or (lambda stage: None))
 
@@ -250,16 +239,7 @@ def convert(
         )
     stages("swap")
     converted = _apply(model, made, statistics, inplace=False, self_check=True)
-    artifact = export(
-        converted,
-        target,
-        format=kind,
-        opset=opset,
-        overwrite=overwrite,
-        verify=verify,
-        keep_failed=keep_failed,
-        progress=stages,
-    )
+    artifact = export(converted, target, wanted, progress=stages)
     stages.finish()
     return Report(
         "convert",
@@ -269,9 +249,58 @@ def convert(
         artifact=artifact,
         parity=(artifact.parity,) if artifact.parity else (),
         drift=artifact.drift,
-        findings=made.notes,
+        findings=(*made.notes, *artifact.findings),
         seconds=seconds,
     )
+
+
+def report_export(
+    source: StrPath,
+    target: StrPath,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+    unsafe: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """What `export` does, from file to file, as a report.
+
+    Args:
+        source: the path of a tf_keras model.
+        target: where the artifact goes.
+        custom_objects, unsafe: as for `load`.
+        progress: called with the name of each stage.
+        options: as for `export`.
+
+    Raises:
+        LayerswapError: as for `load` and `export`.
+    """
+    require_keras()
+    wanted = _prepare(source, target, options)
+    seconds: dict[str, float] = {}
+    stages = _Stages(seconds, progress or (lambda stage: None))
+    stages("load")
+    model = load(source, custom_objects=custom_objects, unsafe=unsafe)
+    artifact = export(model, target, wanted, progress=stages)
+    stages.finish()
+    return Report(
+        "export",
+        os.fspath(source),
+        artifact=artifact,
+        parity=(artifact.parity,) if artifact.parity else (),
+        findings=artifact.findings,
+        seconds=seconds,
+    )
+
+
+def _prepare(source: Any, target: StrPath, options: Mapping[str, Any]) -> ExportOptions:
+    if isinstance(source, str | os.PathLike) and _same_place(source, target):
+        raise UsageError(
+            "the result would replace the model that it is made of",
+            where=os.fspath(target),
+            hint="Choose another path.",
+        )
+    return exporting.prepare(target, ExportOptions(**options))
 
 
 class _Stages:

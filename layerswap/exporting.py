@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from layerswap.atomic import StrPath, check_target, publish, staging
 from layerswap.comparison import measure_drift
 from layerswap.errors import ExportError, MissingExtraError, ParityError, UsageError
+from layerswap.options import ExportOptions
 from layerswap.records import (
-    HIGHEST_OPSET,
-    LOWEST_OPSET,
+    TRACED_OPSET,
     Artifact,
     Drift,
+    Finding,
     Parity,
     SwapPlan,
     TransferLog,
 )
-from layerswap.references import Reference, reference_path, save_reference, sha256_of
+from layerswap.references import (
+    Reference,
+    data_path,
+    fingerprint,
+    reference_path,
+    save_reference,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
-    from layerswap.onnx_graph.runtimes import Runtime
+    from layerswap.keras_graph.bridge import Traced
+    from layerswap.keras_graph.interface import Interface
 
-Format = Literal["keras", "h5", "savedmodel", "onnx"]
 Progress = Callable[[str], None]
-
-SUFFIXES: Mapping[str, Format] = {
-    ".keras": "keras",
-    ".h5": "h5",
-    ".hdf5": "h5",
-    ".onnx": "onnx",
-    "": "savedmodel",
-}
-DEFAULT_OPSET = HIGHEST_OPSET
-# A reference that is never written to a file belongs to no artifact.
-NO_CHECKSUM = "0" * 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,82 +57,87 @@ class Converted:
 def export(
     model: Any,
     path: StrPath,
+    options: ExportOptions | Mapping[str, Any] | None = None,
     *,
-    format: Format | None = None,
-    opset: int = DEFAULT_OPSET,
-    overwrite: bool = False,
-    verify: bool = True,
-    keep_failed: bool = False,
     progress: Progress | None = None,
+    **fields: Any,
 ) -> Artifact:
     """Writes a model and proves that what was written computes the same.
 
+    ONNX is proven in ONNX Runtime, a SavedModel's signature in TensorFlow, the rest by loading
+    it again with tf_keras.
+
     Args:
-        model: a `Converted`, or any tf_keras model.
-        path: where to. With ONNX goes a reference file, `NAME.onnx.ref.npz`.
-        format: "keras", "h5", "savedmodel" or "onnx"; by default from the suffix (none means
-            SavedModel).
-        opset: of an ONNX file, 13 to 18.
-        overwrite: replace an existing artifact.
-        verify: run what was written (ONNX in ONNX Runtime, the others reloaded in tf_keras) and
-            compare it with the model.
-        keep_failed: keep an ONNX file that fails as `NAME.failed`.
+        model: a `Converted`, or any tf_keras model: its own GroupNormalization layers are
+            decomposed like those that came of a swap.
+        path: where to. With ONNX and SavedModel goes a reference file, `NAME.ref.npz`.
+        options: how; or give its fields as keyword arguments (`format`, `opset`, `groupnorm`,
+            `inputs_as_nchw`, `outputs_as_nchw`, `input_shape`, `fp16`, `external_data`,
+            `serving_only`, `overwrite`, `verify`, `keep_failed`): see `ExportOptions`.
         progress: called with the name of each stage.
 
     Raises:
-        UsageError: unknown suffix or format, or the target exists.
+        UsageError: an option is wrong, the suffix is unknown, or the target exists.
         ExportError: the model can't be written in that format, or the file system refuses.
         ParityError: what was written doesn't compute the same; nothing is left at `path`.
         MissingExtraError: a package is missing; said before the work starts.
     """
     require_keras()
-    kind = format or format_of(path)
-    check_output(path, kind, overwrite, opset)
+    wanted = prepare(path, read_options(options, fields))
     say = progress or (lambda stage: None)
-    if kind == "onnx":
-        runtime = open_runtime() if verify else None
-        return _export_onnx(model, path, opset, overwrite, runtime, keep_failed, say)
-    return _export_keras(model, path, kind, overwrite, verify, say)
+    target = Path(path)
+    made = model if isinstance(model, Converted) else None
+    with staging(target) as folder:
+        say("export")
+        written = _write(made.model if made else model, made, folder / target.name, wanted)
+        reference, parity = _prove(written, target, wanted, say)
+        if parity is not None and not parity.ok:
+            raise _disparity(parity, target, _keep(written, target) if wanted.keep_failed else None)
+        return _publish(written, target, wanted, reference, parity)
 
 
-def format_of(path: StrPath) -> Format:
-    """The artifact's format from its suffix; none means SavedModel.
+def read_options(
+    options: ExportOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+) -> ExportOptions:
+    """Options from what `export` takes.
 
     Raises:
-        UsageError: the suffix is unknown.
+        UsageError: a field is unknown or its value wrong, or both ways are used at once.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(
-            f"unknown suffix '{suffix}'",
-            where=str(path),
-            hint="Use .keras, .h5, .onnx or no suffix (SavedModel), or say which with --format.",
-        )
-    return SUFFIXES[suffix]
+    if options is None or isinstance(options, Mapping):
+        return ExportOptions(**{**(options or {}), **fields})
+    if fields or not isinstance(options, ExportOptions):
+        raise UsageError("give ExportOptions or their fields as keyword arguments")
+    return options
 
 
-def check_output(path: StrPath, kind: Format, overwrite: bool, opset: int) -> None:
-    """Says that an artifact couldn't be written before any work starts.
+def prepare(path: StrPath, options: ExportOptions) -> ExportOptions:
+    """The options with the format resolved, once it is sure that an artifact can be written.
 
     Raises:
-        UsageError: unknown format or opset, a suffix that doesn't fit, or the target exists.
+        UsageError: the options don't fit the path, the opset isn't known, or the target exists.
         ExportError: the folder is missing or can't be written to.
+        MissingExtraError: the runtime that is to verify it isn't installed.
     """
-    if kind not in SUFFIXES.values():
-        raise UsageError(f"unknown format '{kind}'; there is keras, h5, savedmodel, onnx")
-    if kind in ("keras", "h5") and SUFFIXES.get(Path(path).suffix) != kind:
-        raise UsageError(
-            f"a file in the format {kind} needs the suffix .{kind}",
-            where=str(path),
-            hint="It would not be read back under another.",
-        )
-    check_target(path, overwrite, folder=kind == "savedmodel")
-    if kind == "onnx":
-        if not isinstance(opset, int) or not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
-            raise UsageError(
-                f"opset {opset} is not supported; there is {LOWEST_OPSET} to {HIGHEST_OPSET}"
-            )
-        check_target(reference_path(path), overwrite)
+    wanted = options.for_path(path)
+    check_target(path, wanted.overwrite, folder=wanted.format == "savedmodel")
+    if wanted.format in ("onnx", "savedmodel"):
+        check_target(reference_path(path), wanted.overwrite)
+    if wanted.format == "onnx":
+        check_target(data_path(path), wanted.overwrite)
+        if wanted.opset > TRACED_OPSET:
+            from layerswap.onnx_graph.opsets import newest_opset
+
+            if wanted.opset > (newest := newest_opset()):
+                raise UsageError(
+                    f"opset {wanted.opset} is not supported; the newest that the installed onnx "
+                    f"and onnxruntime know is {newest}"
+                )
+        if wanted.verify:
+            from layerswap import verifying
+
+            verifying.open_runtime(path)
+    return wanted
 
 
 def require_keras() -> None:
@@ -149,115 +151,154 @@ def require_keras() -> None:
             raise MissingExtraError(package, "keras", "reading and writing Keras models")
 
 
-def open_runtime() -> Runtime:
-    """The runtime that verifies ONNX exports.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Written:
+    """What lies in the staging folder, the artifact itself first, and what it was made of."""
 
-    Raises:
-        MissingExtraError: it isn't installed.
-    """
-    from layerswap.onnx_graph.runtimes import open_runtime as open_named
+    files: list[Path]
+    model: Any
+    source: Any | None
+    interface: Interface
+    findings: tuple[Finding, ...] = ()
 
-    return open_named("onnxruntime")
+
+def _write(model: Any, made: Converted | None, path: Path, options: ExportOptions) -> _Written:
+    """Writes the artifact, unproven."""
+    from layerswap import __version__
+    from layerswap.keras_graph import bridge, identity, recreation, running, storage
+
+    source = made.source if made else None
+    if options.format != "onnx":
+        assert options.format is not None
+        if not options.serving_only:
+            recreation.refuse_recreated(model)
+        storage.save(model, path, options.format, serving_only=options.serving_only)
+        return _Written([path], model, source, running.interface_of(model))
+
+    from layerswap.onnx_graph.build import assemble
+    from layerswap.onnx_graph.files import write
+
+    running.refuse_text(model)
+    traced = bridge.trace(
+        model,
+        opset=min(options.opset, TRACED_OPSET),
+        input_shape=options.input_shape,
+        inputs_as_nchw=options.inputs_as_nchw,
+        outputs_as_nchw=options.outputs_as_nchw,
+    )
+    facts = identity.describe(model, source, made.plan if made else None, traced.groupnorms)
+    light, constants = assemble(
+        traced.graph,
+        traced.arrays,
+        facts,
+        version=__version__,
+        profile=options.groupnorm,
+        opset=options.opset,
+        float16=options.fp16,
+    )
+    files = write(light, constants, path, external_data=options.external_data)
+    return _Written(files, model, source, traced.interface, tuple(_remarks(traced, options)))
 
 
-def _export_onnx(
-    model: Any,
-    path: StrPath,
-    opset: int,
-    overwrite: bool,
-    runtime: Runtime | None,
-    keep_failed: bool,
-    say: Progress,
+def _remarks(traced: Traced, options: ExportOptions) -> Iterator[Finding]:
+    if not traced.weight_free:
+        yield Finding(
+            "weights-frozen",
+            "info",
+            "",
+            "loops, branches or lookup tables: the weights went through the graph's conversion, "
+            "which takes longer and more memory and ends at 2 GB",
+        )
+    if options.groupnorm == "native" and traced.groupnorms:
+        yield Finding(
+            "native-groupnorm",
+            "warning",
+            "",
+            "runtimes compute the operator GroupNormalization as E[x²] − E[x]²: where an input's "
+            "mean is large beside its deviation the result is wrong or NaN",
+            "Leave --groupnorm at its default unless you know the runtime.",
+        )
+
+
+def _prove(
+    written: _Written, target: Path, options: ExportOptions, say: Progress
+) -> tuple[Reference | None, Parity | None]:
+    """The reference, which joins the files where the format has one, and the parity."""
+    from layerswap import __version__, verifying
+    from layerswap.keras_graph import running
+
+    kept = options.format in ("onnx", "savedmodel")
+    if not (kept or options.verify):
+        return None, None
+    say("verify" if options.verify else "reference")
+    artifact = written.files[0]
+    try:
+        reference = running.make_reference(
+            written.model,
+            written.source,
+            written.interface,
+            fingerprint(artifact),
+            __version__,
+            "float16" if options.fp16 else None,
+        )
+    except ExportError:
+        if options.verify:
+            raise
+        return None, None
+    if kept:
+        written.files.append(reference_path(artifact))
+        save_reference(reference, written.files[-1])
+    if not options.verify:
+        return reference, None
+    if options.format == "onnx" or options.serving_only:
+        runtime = verifying.open_runtime(artifact)
+        return reference, verifying.measure_parity(runtime, artifact, reference)
+    return reference, running.reload_parity(written.model, artifact, reference)
+
+
+def _publish(
+    written: _Written,
+    target: Path,
+    options: ExportOptions,
+    reference: Reference | None,
+    parity: Parity | None,
 ) -> Artifact:
-    from layerswap import __version__, checking
-    from layerswap.keras_graph import bridge, running
-    from layerswap.onnx_graph.build import build, write
-
-    keras_model, source = _pair(model)
-    running.refuse_text(keras_model)
-    target = Path(path)
-    say("export")
-    traced = bridge.trace(keras_model, opset=opset)
-    graph = build(traced.graph, traced.arrays, version=__version__)
-    with staging(target) as folder:
-        files = write(graph, folder / target.name)
-        checksum = sha256_of(files[0])
-        say("verify" if runtime else "reference")
-        reference = None
-        try:
-            reference = running.make_reference(
-                keras_model, source, traced.input_names, traced.output_names, checksum, __version__
-            )
-        except ExportError:
-            if runtime is not None:
-                raise
-        staged = [*files[1:], files[0]]
-        if reference is not None:
-            staged.insert(-1, reference_path(files[0]))
-            save_reference(reference, staged[-2])
-        parity = None
-        if runtime is not None and reference is not None:
-            parity = checking.measure_parity(runtime, files[0], reference)
-            if not parity.ok:
-                kept = target.with_name(f"{target.name}.failed") if keep_failed else None
-                if kept:
-                    publish([(files[0], kept)])
-                raise _disparity(parity, target, kept)
-        size = sum(file.stat().st_size for file in files)
-        moves = [(file, target.with_name(file.name)) for file in staged]
-        for _, place in moves:
-            check_target(place, overwrite)  # may have appeared meanwhile
-        publish(moves)
+    """Moves the files to their places, the artifact last."""
+    artifact, *others = written.files
+    moves = [(file, target.with_name(file.name)) for file in (*others, artifact)]
+    for file, place in moves:
+        check_target(place, options.overwrite, folder=file.is_dir())  # may have appeared meanwhile
+    own = [f for file in written.files if file != reference_path(artifact) for f in _files_in(file)]
+    size = sum(file.stat().st_size for file in own)
+    checksum = None if artifact.is_dir() else sha256_of(artifact)
+    publish(moves)
+    if options.format == "onnx" and data_path(target) not in (place for _, place in moves):
+        data_path(target).unlink(missing_ok=True)  # of the file that was replaced
+    assert options.format is not None
     return Artifact(
         path=str(target),
-        format="onnx",
+        format=options.format,
         bytes=size,
-        opset=opset,
+        opset=options.opset if options.format == "onnx" else None,
         sha256=checksum,
-        reference=None if reference is None else str(reference_path(target)),
+        reference=str(reference_path(target)) if reference_path(artifact) in others else None,
         parity=parity,
         drift=None if reference is None else _drift(reference),
+        findings=written.findings,
     )
 
 
-def _export_keras(
-    model: Any,
-    path: StrPath,
-    kind: Literal["keras", "h5", "savedmodel"],
-    overwrite: bool,
-    verify: bool,
-    say: Progress,
-) -> Artifact:
-    from layerswap import __version__
-    from layerswap.keras_graph import recreation, running, storage
+def _files_in(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
-    keras_model, source = _pair(model)
-    recreation.refuse_recreated(keras_model)
-    say("export")
-    proofs: list[tuple[Parity, Drift | None]] = []
 
-    def judge(written: Path) -> None:
-        say("verify")
-        reference = running.make_reference(
-            keras_model, source, *running.names(keras_model), NO_CHECKSUM, __version__
-        )
-        parity = running.reload_parity(keras_model, written, reference)
-        if not parity.ok:
-            raise _disparity(parity, Path(path), None)
-        proofs.append((parity, _drift(reference)))
-
-    storage.save(keras_model, path, kind, overwrite=overwrite, judge=judge if verify else None)
-    target = Path(path)
-    files = [f for f in target.rglob("*") if f.is_file()] if target.is_dir() else [target]
-    parity, drift = proofs[0] if proofs else (None, None)
-    return Artifact(
-        path=str(target),
-        format=kind,
-        bytes=sum(file.stat().st_size for file in files),
-        sha256=None if target.is_dir() else sha256_of(target),
-        parity=parity,
-        drift=drift,
-    )
+def _keep(written: _Written, target: Path) -> Path:
+    """Puts what failed into a folder of its own, complete, so that `verify` runs on it there."""
+    folder = target.with_name(f"{target.name}.failed")
+    folder.mkdir(exist_ok=True)
+    artifact, *others = written.files
+    publish([(file, folder / file.name) for file in (*others, artifact)])
+    return folder / artifact.name
 
 
 def _drift(reference: Reference) -> Drift | None:
@@ -278,10 +319,3 @@ def _disparity(parity: Parity, target: Path, kept: Path | None) -> ParityError:
         else "Nothing was written."
         + (" --keep-failed keeps the file for inspection." if target.suffix == ".onnx" else ""),
     )
-
-
-def _pair(model: Any) -> tuple[Any, Any | None]:
-    """The model to export, and the BN model that it comes from where that is known."""
-    if isinstance(model, Converted):
-        return model.model, model.source
-    return model, None

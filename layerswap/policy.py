@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal
 
@@ -210,7 +210,7 @@ class Policy(_Fields):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise _explain(error) from None
+            raise PolicyError(explain(error, Policy.model_fields)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -270,7 +270,7 @@ def _none_removes(data: Any) -> Any:
     return {key: "none" if value is None and key in PARTS else value for key, value in data.items()}
 
 
-def _explain(error: ValidationError) -> PolicyError:
+def explain(error: ValidationError, fields: Iterable[str]) -> str:
     """One message for all that pydantic found, with a suggestion for unknown names."""
     lines = []
     for problem in error.errors():
@@ -278,7 +278,7 @@ def _explain(error: ValidationError) -> PolicyError:
         # Unions add the member's name to the location; it says nothing to a user.
         name = ".".join(part for part in location if not part.startswith(("function-", "literal[")))
         if problem["type"] == "extra_forbidden":
-            known = list(Override.model_fields if "overrides" in location else Policy.model_fields)
+            known = list(Override.model_fields if "overrides" in location else fields)
             close = difflib.get_close_matches(location[-1], known, n=1)
             suggestion = f"; did you mean '{close[0]}'?" if close else ""
             lines.append(f"unknown field '{name}'{suggestion}")
@@ -286,4 +286,4 @@ def _explain(error: ValidationError) -> PolicyError:
             text = problem["msg"].removeprefix("Value error, ")
             got = "" if "not " in text else f", not {problem['input']!r}"
             lines.append(f"{name} {text}{got}" if name else text)
-    return PolicyError("; ".join(dict.fromkeys(lines)))
+    return "; ".join(dict.fromkeys(lines))

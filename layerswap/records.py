@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 SCHEMA_VERSION = 1
-# What tf2onnx writes and the decomposition needs.
-LOWEST_OPSET, HIGHEST_OPSET = 13, 18
+# What the decomposition needs at least, and the newest that tf2onnx writes; `onnx` itself
+# converts to newer ones.
+LOWEST_OPSET, TRACED_OPSET = 13, 18
+# Forms of GroupNormalization in ONNX, and the lowest opset of each.
+PROFILE_OPSETS: Mapping[str, int] = {
+    "portable": 13,
+    "plain": 13,
+    "precise": 13,
+    "primitive": 13,
+    "native": 21,
+}
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
@@ -284,7 +293,11 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file or folder that was written. `sha256` covers a file's bytes, None for a folder."""
+    """A file or folder that was written.
+
+    `bytes` counts all files but the reference; `sha256` covers the bytes of the file at `path`,
+    None for a folder; `findings` say what there is to know about it.
+    """
 
     path: str
     format: Literal["keras", "h5", "savedmodel", "onnx"]
@@ -294,6 +307,7 @@ class Artifact:
     reference: str | None = None
     parity: Parity | None = None
     drift: Drift | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

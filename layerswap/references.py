@@ -90,7 +90,15 @@ class Reference:
 def reference_path(artifact: StrPath) -> Path:
     """Where the reference of an artifact lies: `model.onnx.ref.npz` beside `model.onnx`."""
     path = Path(artifact)
-    return path.with_name(f"{path.name}.ref.npz")
+    if path.name in ("", ".."):  # `.` and the like: it lies beside that folder, not inside
+        path = Path(os.path.abspath(path))
+    return path.parent / f"{path.name}.ref.npz"
+
+
+def data_path(artifact: StrPath) -> Path:
+    """Where an ONNX file's external data lies: `model.onnx.data` beside `model.onnx`."""
+    path = Path(artifact)
+    return path.with_name(f"{path.name}.data")
 
 
 def sha256_of(path: StrPath) -> str:
@@ -107,6 +115,28 @@ def sha256_of(path: StrPath) -> str:
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     return digest.hexdigest()
+
+
+def fingerprint(artifact: StrPath) -> str:
+    """Identity of an artifact of one file or more, in hexadecimal.
+
+    Of a lone file it is the SHA-256. Of an ONNX file with external data beside it, and of a
+    folder, it is the SHA-256 of one line `PATH SHA-256` per file, sorted; paths are relative.
+
+    Raises:
+        LoadError: a file can't be read.
+    """
+    path = Path(artifact)
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    elif data_path(path).is_file():
+        files = [path, data_path(path)]
+    else:
+        return sha256_of(path)
+    root = path if path.is_dir() else path.parent
+    lines = sorted(f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n" for file in files)
+    # A file's name needs not be text.
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def random_inputs(

@@ -60,3 +60,13 @@ def digits_onnx(_converted_digits, tmp_path):
     for file in _converted_digits.parent.iterdir():
         shutil.copy(file, folder)
     return folder / _converted_digits.name
+
+
+@pytest.fixture
+def runtime(request):
+    """The ONNX runtime that the parameter names; for `parametrize(..., indirect=True)`."""
+    from layerswap.onnx_graph.runtimes import open_runtime
+
+    if request.param == "opencv" and np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("opencv-python-headless 5 needs NumPy 2")  # not so the lower bounds
+    return open_runtime(request.param)

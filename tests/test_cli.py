@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from layerswap import checking, exporting
+from layerswap import verifying
 from layerswap.__main__ import run
 from layerswap.policy import Policy
 from layerswap.records import Report, SwapPlan, from_json
@@ -182,7 +182,7 @@ def test_convert_to_every_format(command, tiny, here, kind):
     assert f"wrote {OUTPUTS[kind]} ({kind}" in out
     assert "reproduces the Keras model at batch size 1 and 3" in out
     assert err == "load ...\nplan ...\nswap ...\nexport ...\nverify ...\n"
-    beside = ["out.onnx.ref.npz"] if kind == "onnx" else []
+    beside = [f"{OUTPUTS[kind]}.ref.npz"] if kind in ("onnx", "savedmodel") else []
     assert names(here) == [OUTPUTS[kind], *beside]
     assert tiny.read_bytes() == before
 
@@ -276,26 +276,27 @@ def test_the_report_of_a_conversion_as_json(command, tiny, here):
 
 
 def test_no_verify_runs_nothing_but_still_writes_the_reference(command, tiny, here, monkeypatch):
-    monkeypatch.setattr(exporting, "open_runtime", lambda: pytest.fail("opened"))
+    monkeypatch.setattr(verifying, "open_runtime", lambda: pytest.fail("opened"))
     code, out, err = command("convert", tiny, "out.onnx", "--no-verify")
     assert code == 0
     assert "reproduces" not in out
     assert "verify ..." not in err
     assert names(here) == ["out.onnx", "out.onnx.ref.npz"]
-    assert command("verify", "out.onnx")[0] == 0
+    monkeypatch.undo()
+    assert command("verify", here / "out.onnx")[0] == 0
 
 
 @pytest.fixture
 def failing(monkeypatch):
     """No runtime reproduces anything."""
-    stock = checking.measure_parity
+    stock = verifying.measure_parity
 
     def fail(*arguments):
         return dataclasses.replace(
             stock(*arguments), ok=False, max_absolute=np.inf, max_relative=np.inf
         )
 
-    monkeypatch.setattr(checking, "measure_parity", fail)
+    monkeypatch.setattr(verifying, "measure_parity", fail)
 
 
 def test_a_file_that_fails_is_removed(command, tiny, here, failing):
@@ -306,12 +307,18 @@ def test_a_file_that_fails_is_removed(command, tiny, here, failing):
     assert names(here) == []
 
 
-def test_keep_failed_keeps_it_under_another_name(command, tiny, here, failing):
-    code, _, err = command("convert", tiny, "out.onnx", "-q", "--keep-failed")
-    assert code == 1
-    assert "The file is kept as out.onnx.failed." in err
-    assert names(here) == ["out.onnx.failed"]
-    onnx.checker.check_model(onnx.load("out.onnx.failed"))
+def test_keep_failed_keeps_all_of_it_in_a_folder(command, tiny, here, failing, monkeypatch):
+    for _ in range(2):
+        code, _, err = command(
+            "convert", tiny, "out.onnx", "-q", "--keep-failed", "--external-data", "always"
+        )
+        assert code == 1
+        assert "The file is kept as out.onnx.failed/out.onnx." in err
+        assert names(here) == ["out.onnx.failed"]
+        kept = here / "out.onnx.failed"
+        assert names(kept) == ["out.onnx", "out.onnx.data", "out.onnx.ref.npz"]
+    monkeypatch.undo()
+    assert command("verify", kept / "out.onnx")[0] == 0
 
 
 def test_a_failure_leaves_the_earlier_file(command, tiny, here, failing):
@@ -474,7 +481,7 @@ def test_the_reference_is_missing_or_elsewhere(command, digits_onnx, here):
 
 def test_there_is_nothing_to_verify(command, here):
     code, out, err = command("verify", "absent.onnx")
-    assert (code, out, err) == (3, "", "Error: absent.onnx: there is no such file\n")
+    assert (code, out, err) == (3, "", "Error: absent.onnx: there is no such file or folder\n")
 
 
 @pytest.mark.parametrize(
@@ -622,7 +629,7 @@ def test_a_process_prints_its_report_and_nothing_of_tensorflow_s(tiny, here):
     result = layerswap("convert", tiny, "out", "-q", stdout=subprocess.PIPE)
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout.startswith(f"{tiny}: {SUMMARY}\n".encode())
-    assert names(here) == ["out"]
+    assert names(here) == ["out", "out.ref.npz"]
 
 
 def test_an_encoding_without_greek_letters(here):

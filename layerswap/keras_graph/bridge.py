@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ from tf2onnx import tf_loader
 from layerswap.errors import ExportError
 from layerswap.keras_graph import carrier, converter, tracing
 from layerswap.keras_graph.freezing import Frozen, freeze_without_weights, inlined
-from layerswap.records import HIGHEST_OPSET, Array
-
-Progress = Callable[[str], None]
+from layerswap.keras_graph.interface import Interface, channels_first, fix_shapes, input_specs
+from layerswap.options import Shape
+from layerswap.records import TRACED_OPSET, Array
 
 # tf2onnx keeps functions and name counters in its modules.
 _CONVERTING = threading.Lock()
@@ -34,33 +34,41 @@ class Traced:
         graph: an `onnx.ModelProto`; the weights in `arrays` are among its graph inputs.
         arrays: value of each such input.
         groupnorms: the calls of GroupNormalization, one for each GroupNorm node.
-        input_names: the model's own inputs, in order.
-        output_names: the model's outputs, in order.
+        interface: the model's own inputs and outputs as they are in the graph.
+        weight_free: whether the conversion was done without the weights; loops, branches and
+            lookup tables need theirs.
     """
 
     graph: Any
     arrays: Mapping[str, Array]
     groupnorms: tuple[carrier.CallSite, ...]
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
+    interface: Interface
+    weight_free: bool
 
 
-def trace(model: Any, *, opset: int = HIGHEST_OPSET, progress: Progress | None = None) -> Traced:
+def trace(
+    model: Any,
+    *,
+    opset: int = TRACED_OPSET,
+    input_shape: Mapping[str, Shape] | None = None,
+    inputs_as_nchw: Sequence[str] = (),
+    outputs_as_nchw: Sequence[str] = (),
+) -> Traced:
     """Traces a tf_keras model for inference and converts it; the model stays as it is.
 
     Args:
         model: Sequential, Functional, or a subclassed model that has been called.
         opset: version of the ONNX operator set, 13 to 18.
-        progress: called with a word for each stage as it begins.
+        input_shape: shapes to fix inputs to, as in `ExportOptions`.
+        inputs_as_nchw, outputs_as_nchw: what becomes channels first, as in `ExportOptions`.
 
     Raises:
         ExportError: the model can't be traced, or some operation has no ONNX form; names the
             layer and the operation.
+        UsageError: a shape doesn't fit the model, or there is no such input or output.
     """
-    report = progress or (lambda stage: None)
-    specs = _input_specs(model)
+    specs = fix_shapes(input_specs(model), input_shape or {})
     with _CONVERTING, converter.collected_errors() as errors:
-        report("trace")
         concrete, sites, labels = _concrete(model, specs)
         inputs = [t.name for t in concrete.inputs[: len(specs)]]
         outputs = [t.name for t in concrete.outputs]
@@ -68,56 +76,34 @@ def trace(model: Any, *, opset: int = HIGHEST_OPSET, progress: Progress | None =
         input_names = _unique([spec.name for spec in specs], taken)
         output_names = _unique(_output_names(model, labels), taken)
         renamed = dict(zip(inputs + outputs, input_names + output_names, strict=True))
+        in_ranks = {n: spec.shape.rank for n, spec in zip(input_names, specs, strict=True)}
+        out_ranks = {n: t.shape.rank for n, t in zip(output_names, concrete.outputs, strict=True)}
+        interface = Interface(
+            tuple(input_names),
+            tuple(output_names),
+            tuple(tuple(spec.shape.as_list()) for spec in specs),
+            channels_first("input", inputs_as_nchw, in_ranks),
+            channels_first("output", outputs_as_nchw, out_ranks),
+        )
 
-        def convert(frozen: Frozen) -> Traced:
-            report("convert")
-            graph = converter.convert(frozen, opset, sites, renamed, errors)
+        def convert(frozen: Frozen, weight_free: bool) -> Traced:
+            graph = converter.convert(frozen, opset, sites, renamed, interface, errors)
             # Dead calls went on the way: recurrent layers trace their cell once for its shape.
             kept = [
                 next(s for s in sites if s.path == path)
                 for path in converter.groupnorm_paths(graph.graph)
             ]
             kept.sort(key=sites.index)
-            return Traced(
-                graph, frozen.arrays, tuple(kept), tuple(input_names), tuple(output_names)
-            )
+            return Traced(graph, frozen.arrays, tuple(kept), interface, weight_free)
 
-        report("freeze")
         try:
             light = freeze_without_weights(concrete, inputs, outputs)
             if light is not None:
-                return convert(light)
+                return convert(light, True)
         except ExportError:
             # Some converters want a weight's value; they get it, at the price of time.
             errors.clear()
-        return convert(_freeze_with_weights(model, concrete, inputs, outputs))
-
-
-def _input_specs(model: Any) -> list[Any]:
-    """One TensorSpec per input, batch dynamic, with the name that Keras gives it."""
-    tensors = getattr(model, "inputs", None)
-    if tensors:
-        names = list(getattr(model, "input_names", None) or [])
-        specs = [getattr(t, "type_spec", None) or tf.TensorSpec(t.shape, t.dtype) for t in tensors]
-    else:
-        saved = model.save_spec() if hasattr(model, "save_spec") else None
-        if saved is None:
-            raise ExportError(
-                "the model's inputs are unknown",
-                hint="Call the model once on sample data before the export.",
-            )
-        names, specs = [], tf.nest.flatten(saved[0])
-    if len(names) != len(specs):
-        names = [_plain(getattr(s, "name", None)) or f"input_{i + 1}" for i, s in enumerate(specs)]
-    for name, spec in zip(names, specs, strict=True):
-        if not isinstance(spec, tf.TensorSpec):
-            raise ExportError(f"input '{name}' is sparse or ragged; ONNX has dense tensors only")
-        if spec.shape.rank is None:
-            raise ExportError(f"input '{name}' has no fixed number of axes")
-    return [
-        tf.TensorSpec([None, *s.shape[1:]] if s.shape.rank else s.shape, s.dtype, name)
-        for name, s in zip(names, specs, strict=True)
-    ]
+        return convert(_freeze_with_weights(model, concrete, inputs, outputs), False)
 
 
 def _concrete(model: Any, specs: Sequence[Any]) -> tuple[Any, list[carrier.CallSite], list[str]]:
@@ -187,10 +173,6 @@ def _freeze_with_weights(
             f"the model's weights can't be frozen: {converter.reason(error)}"
         ) from error
     return Frozen(inlined(inputs, outputs, graph_def), inputs, outputs, {}, tables)
-
-
-def _plain(name: str | None) -> str | None:
-    return name.split(":")[0] if name else None
 
 
 def _innermost_layer(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from tf2onnx.tfonnx import process_tf_graph
 from layerswap.errors import ExportError
 from layerswap.keras_graph import carrier
 from layerswap.keras_graph.freezing import Frozen
+from layerswap.keras_graph.interface import Interface
 
 # How Keras begins a message about a failing call.
 CALLING = "Exception encountered when calling layer"
@@ -30,6 +31,7 @@ def convert(
     opset: int,
     sites: Sequence[carrier.CallSite],
     renamed: Mapping[str, str],
+    interface: Interface,
     errors: list[str],
 ) -> Any:
     """A frozen function as an `onnx.ModelProto`.
@@ -39,6 +41,7 @@ def convert(
         opset: version of the ONNX operator set.
         sites: the call sites of GroupNormalization, in the order of their numbers.
         renamed: names of inputs and outputs, by their tensor names in the function.
+        interface: says which of them become channels first.
         errors: what `collected_errors` gives.
 
     Raises:
@@ -54,6 +57,8 @@ def convert(
                 input_names=[*frozen.inputs, *frozen.arrays],
                 output_names=frozen.outputs,
                 tensors_to_rename=dict(renamed),
+                inputs_as_nchw=list(interface.inputs_as_nchw),
+                outputs_as_nchw=list(interface.outputs_as_nchw),
                 initialized_tables=frozen.tables,
                 custom_rewriter=[carrier.rewriter(sites)],
                 extra_opset=[tf2onnx.utils.make_opsetid(carrier.DOMAIN, 1)],

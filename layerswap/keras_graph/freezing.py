@@ -13,10 +13,14 @@ import tensorflow as tf
 from tf2onnx.tf_loader import tf_optimize
 
 from layerswap.errors import ExportError
+from layerswap.keras_graph.weights import view
 from layerswap.records import Array
 
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _CONTROL_FLOW = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
+# Grappler makes up a value for every Placeholder, as large as the weight that it stands for. It
+# treats this operation alike but for that; the two have the same attributes.
+_STAND_IN = "FakeParam"
 _NEVER_INLINED = ("_XlaMustCompile", "_noinline")
 
 
@@ -72,6 +76,9 @@ def freeze_without_weights(concrete: Any, inputs: list[str], outputs: list[str])
     if not rebuilt.possible:
         return None
     optimised = _optimize([*inputs, *rebuilt.arrays], outputs, rebuilt.graph_def)
+    for node in optimised.node:
+        if node.op == _STAND_IN:
+            node.op = "Placeholder"
     return Frozen(optimised, inputs, outputs, rebuilt.arrays, {})
 
 
@@ -139,7 +146,7 @@ class _Rebuilt:
             if outer.dtype in (tf.resource, tf.variant):
                 self.possible = False
             else:
-                self._stand_in(node.name, outer.numpy())
+                self._stand_in(node.name, view(outer))
             return []
         copy = self.graph_def.node.add()
         copy.CopyFrom(node)
@@ -180,7 +187,7 @@ class _Rebuilt:
             return None
         if variable not in self._stand_ins:
             value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.as_dtype(dtype))
-            self._stand_in(name, value.numpy())
+            self._stand_in(name, view(value))
             self._stand_ins[variable] = name
         return self._stand_ins[variable]
 
@@ -189,7 +196,7 @@ class _Rebuilt:
             self._constant(name, value)
             return
         dtype = tf.as_dtype(value.dtype)
-        node = self.graph_def.node.add(op="Placeholder", name=name)
+        node = self.graph_def.node.add(op=_STAND_IN, name=name)
         node.attr["dtype"].type = dtype.as_datatype_enum
         node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
         self.arrays[f"{name}:0"] = value

@@ -10,12 +10,14 @@ import numpy as np
 import tensorflow as tf
 from tf_keras.layers import Embedding
 
-from layerswap.comparison import compare_parity, tolerance_for
+from layerswap.comparison import compare_parity, furthest, tolerance_for
 from layerswap.errors import ExportError, LoadError, reason_of
 from layerswap.keras_graph import storage
+from layerswap.keras_graph.interface import Interface
+from layerswap.keras_graph.served import SIGNATURE, call_signature
 from layerswap.keras_graph.walk import find_layers
 from layerswap.records import Parity
-from layerswap.references import Arrays, InputSpec, Reference, random_inputs
+from layerswap.references import Arrays, Reference, random_inputs
 
 # One sample alone and several: what is right at one batch size may be wrong at another.
 BATCHES = (1, 3)
@@ -29,19 +31,20 @@ FEW_INDICES = 2
 def make_reference(
     model: Any,
     source: Any | None,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
+    interface: Interface,
     sha256: str,
     version: str,
+    dtype: str | None = None,
 ) -> Reference:
-    """What the model answers to random inputs at two batch sizes.
+    """What the model answers to random inputs at two batch sizes, or at the only one it takes.
 
     Args:
         model: the model that an artifact was made of.
         source: the BN model, where it is known.
-        inputs, outputs: the artifact's names, in Keras's order.
+        interface: the artifact's inputs and outputs.
         sha256: the artifact's checksum.
         version: of layerswap.
+        dtype: what the artifact computes in, where that is less than the model does.
 
     Raises:
         ExportError: the model fails on the inputs drawn for it.
@@ -49,11 +52,11 @@ def make_reference(
     failure: Exception | None = None
     for size in OPEN_AXES:
         try:
-            drawn = tuple(_draw(model, inputs, batch, size) for batch in BATCHES)
-            answers = tuple(answer(model, batch, outputs) for batch in drawn)
+            drawn = tuple(_draw(model, interface, batch, size) for batch in _batches(interface))
+            answers = tuple(answer(model, batch, interface.outputs) for batch in drawn)
             before = None
             if source is not None:
-                before = tuple(answer(source, batch, outputs) for batch in drawn)
+                before = tuple(answer(source, batch, interface.outputs) for batch in drawn)
             break
         except Exception as error:  # whatever a user's layer raises
             failure = failure or error
@@ -71,8 +74,30 @@ def make_reference(
             where=str(model.name),
             hint="Check the model, or export with --no-verify (verify=False).",
         )
-    tolerance = tolerance_for(compute_dtype(model))
-    return Reference(drawn, answers, before, sha256, tolerance, SEED, version)
+    tolerance = tolerance_for(dtype or compute_dtype(model))
+    images = interface.outputs_as_nchw
+    return Reference(
+        _channels_first(drawn, interface.inputs_as_nchw),
+        _channels_first(answers, images),
+        None if before is None else _channels_first(before, images),
+        sha256,
+        tolerance,
+        SEED,
+        version,
+    )
+
+
+def _batches(interface: Interface) -> tuple[int, ...]:
+    """The batch sizes to compare at: the one that an input is fixed to, else two."""
+    fixed = {shape[0] for shape in interface.shapes if shape} - {None}
+    return tuple(size for size in fixed if size) or BATCHES
+
+
+def _channels_first(batches: tuple[Arrays, ...], names: Sequence[str]) -> tuple[Arrays, ...]:
+    return tuple(
+        {n: np.moveaxis(a, -1, 1) if n in names else a for n, a in batch.items()}
+        for batch in batches
+    )
 
 
 def refuse_text(model: Any) -> None:
@@ -95,12 +120,17 @@ def refuse_text(model: Any) -> None:
         )
 
 
-def names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What Keras calls the inputs and the outputs; empty where it has no names for them."""
-    inputs = getattr(model, "input_names", None) or []
-    if len(inputs) != len(tf.nest.flatten(_signature(model))):
-        inputs = [f"input_{i + 1}" for i in range(len(tf.nest.flatten(_signature(model))))]
-    return tuple(inputs), tuple(getattr(model, "output_names", None) or [])
+def interface_of(model: Any) -> Interface:
+    """The model's inputs and outputs as Keras itself has them."""
+    specs = tf.nest.flatten(_signature(model))
+    # As `serving_signature` calls them.
+    given = getattr(model, "input_names", None) or [getattr(s, "name", None) for s in specs]
+    inputs = list(dict.fromkeys(name for name in given if name))
+    if len(inputs) != len(specs):
+        inputs = [f"input_{i + 1}" for i in range(len(specs))]
+    outputs = tuple(getattr(model, "output_names", None) or [])
+    shapes = tuple(tuple(spec.shape.as_list()) for spec in specs)
+    return Interface(tuple(inputs), outputs, shapes)
 
 
 def reload_parity(model: Any, written: Path, reference: Reference) -> Parity:
@@ -128,12 +158,12 @@ def reload_parity(model: Any, written: Path, reference: Reference) -> Parity:
         ) from error
     outputs = tuple(reference.outputs[0])
     reread = _compare("tf_keras", lambda batch: answer(again, batch, outputs), reference)
-    signature = getattr(again, "signatures", {}).get("serving_default")
+    signature = getattr(again, "signatures", {}).get(SIGNATURE)
     if signature is None or not reread.ok:
         return reread
     # What is served is another computation: the affine form.
-    served = _compare("serving_default", lambda batch: _served(signature, batch), reference)
-    return max(reread, served, key=lambda parity: (not parity.ok, parity.max_absolute))
+    served = _compare(SIGNATURE, lambda batch: call_signature(signature, batch), reference)
+    return furthest((reread, served))
 
 
 def _compare(name: str, run: Callable[[Arrays], Arrays], reference: Reference) -> Parity:
@@ -141,20 +171,12 @@ def _compare(name: str, run: Callable[[Arrays], Arrays], reference: Reference) -
     return compare_parity(name, actual, reference.outputs, reference.tolerance, reference.batches)
 
 
-def _served(signature: Any, batch: Arrays) -> Arrays:
-    tensors = [tf.convert_to_tensor(array) for array in batch.values()]
-    # TensorFlow renames inputs that are no identifiers; their order stays.
-    specs = signature.structured_input_signature[1]
-    named = dict(zip(batch, tensors, strict=True)) if specs.keys() == batch.keys() else None
-    results = signature(**(named or dict(zip(sorted(specs), tensors, strict=True))))
-    return {name: np.asarray(tensor) for name, tensor in results.items()}
-
-
-def _draw(model: Any, inputs: Sequence[str], batch: int, size: int) -> Arrays:
-    specs = input_specs(model, inputs)
+def _draw(model: Any, interface: Interface, batch: int, size: int) -> Arrays:
+    dtypes = [spec.dtype.name for spec in tf.nest.flatten(_signature(model))]
     sizes = [f.layer.input_dim for f in find_layers(model) if isinstance(f.layer, Embedding)]
     limit = int(min(sizes, default=FEW_INDICES))
-    indices = index_inputs(model, inputs)
+    indices = index_inputs(model, interface.inputs)
+    specs = list(zip(interface.inputs, interface.shapes, dtypes, strict=True))
     # An Embedding casts its input, whose dtype may well be float32. Text is drawn as numerals.
     whole = [
         (n, shape, "int32" if n in indices or dtype == "string" else dtype)
@@ -166,22 +188,6 @@ def _draw(model: Any, inputs: Sequence[str], batch: int, size: int) -> Arrays:
 
 def _numpy_dtype(name: str) -> Any:
     return np.str_ if name == "string" else tf.dtypes.as_dtype(name).as_numpy_dtype
-
-
-def input_specs(model: Any, names: Sequence[str]) -> list[InputSpec]:
-    """(name, shape, dtype) for each input, in Keras's order; shapes hold None where open.
-
-    Args:
-        model: a built model.
-        names: what to call the inputs.
-
-    Raises:
-        ExportError: the inputs are unknown: a subclassed model that was never called.
-    """
-    return [
-        (name, tuple(spec.shape.as_list()), spec.dtype.name)
-        for name, spec in zip(names, tf.nest.flatten(_signature(model)), strict=True)
-    ]
 
 
 def index_inputs(model: Any, names: Sequence[str]) -> set[str]:

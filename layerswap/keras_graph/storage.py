@@ -16,6 +16,7 @@ from typing import Any, Literal
 import h5py
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.trackable.resource import TrackableResource
 from tf_keras.src.layers.serialization import get_builtin_layer
 
 from layerswap.atomic import StrPath, replacing
@@ -85,7 +86,7 @@ def save(
     format: Format,
     *,
     overwrite: bool = False,
-    judge: Callable[[Path], None] | None = None,
+    serving_only: bool = False,
 ) -> None:
     """Writes a model such that plain tf_keras reads it back; all or nothing.
 
@@ -96,7 +97,8 @@ def save(
         path: where to; its suffix doesn't matter except that `.keras` files need theirs.
         format: `keras`, `h5` or `savedmodel`.
         overwrite: whether an existing artifact may be replaced.
-        judge: sees what was written before it takes its place; what it raises stops that.
+        serving_only: write a SavedModel of the signature alone, which TensorFlow runs and
+            tf_keras doesn't load.
 
     Raises:
         UsageError: the target exists and may not be replaced, or the format is unknown.
@@ -110,7 +112,8 @@ def save(
         try:
             if not model.built:
                 raise ValueError("it isn't built: call it on a sample once")
-            _WRITERS[format](model, temporary)
+            writer = _write_signature if serving_only else _WRITERS[format]
+            writer(model, temporary)
         except LayerswapError:
             raise
         except Exception as error:
@@ -129,8 +132,6 @@ def save(
                 where=os.fspath(path),
                 hint=f"Another format may hold it: {others}.",
             ) from error
-        if judge is not None:
-            judge(temporary)
 
 
 def is_revived(layer: Any) -> bool:
@@ -212,6 +213,16 @@ def _write_saved_model(model: tf_keras.Model, path: Path) -> None:
     tf_keras.models.save_model(
         model, path, save_format="tf", signatures=signatures, save_traces=traces
     )
+
+
+def _write_signature(model: tf_keras.Model, path: Path) -> None:
+    """The signature with what it reads, and nothing of Keras."""
+    signature = serving_signature(model)
+    holder = tf.Module()
+    holder.used = list(signature.graph.variables)
+    found = tf.train.TrackableView(model).descendants()
+    holder.tables = [item for item in found if isinstance(item, TrackableResource)]
+    tf.saved_model.save(holder, os.fspath(path), signatures={"serving_default": signature})
 
 
 # A Lambda's function may not survive; the others name the layers inside them anew.

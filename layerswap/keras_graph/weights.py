@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from layerswap.errors import TransferError
 from layerswap.keras_graph.copying import Twins
@@ -12,12 +13,23 @@ from layerswap.keras_graph.walk import find_layers, variables
 from layerswap.records import Array, Swap, SwapPlan, TransferLog
 
 
+def view(tensor: Any) -> Array:
+    """The values of an eager tensor, without the copy that its `numpy` makes.
+
+    They stay as they are whatever becomes of the variable that the tensor was read from.
+    """
+    if tensor.dtype == tf.bfloat16:  # which NumPy's buffers don't know
+        return np.asarray(tensor.numpy())
+    values: Array = np.asarray(memoryview(tensor))
+    return values
+
+
 def snapshot(model: Any) -> list[tuple[Any, Any]]:
     """Every variable of a model with its bits, to prove later that they were carried.
 
-    Variables are few but large: the arrays are views where Keras gives views.
+    They are views: a variable that changes gets new memory.
     """
-    return [(variable, np.asarray(variable)) for variable in variables(model)]
+    return [(variable, view(tf.convert_to_tensor(variable))) for variable in variables(model)]
 
 
 def surviving(before: list[tuple[Any, Any]], target: Any, twins: Twins) -> list[tuple[Any, Any]]:

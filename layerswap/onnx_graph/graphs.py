@@ -7,15 +7,18 @@ at 2 GiB; arrays are only passed on.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from layerswap.records import Array
+
+# Up to this size a constant's value may matter to shapes.
+_SMALL_BYTES = 1_024
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -72,26 +75,51 @@ def lighten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
 
 
 def complete(light: onnx.ModelProto, constants: Mapping[str, Array]) -> onnx.ModelProto:
-    """A model with the constants as its initializers, in their order."""
+    """A model with the constants as its initializers, in their order; copies them all."""
     model = without_initializers(light)
-    for name, value in constants.items():
-        tensor = model.graph.initializer.add()
-        if value.dtype.kind in "OSU":
-            tensor.CopyFrom(numpy_helper.from_array(value, name))
-            continue
-        tensor.name = name
-        tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
-        tensor.dims.extend(value.shape)
-        tensor.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+    model.graph.initializer.extend(tensor(name, value) for name, value in constants.items())
     return model
 
 
-def byte_size(tensor: onnx.TensorProto) -> int:
-    """Bytes of an initializer that `complete` made; reading them would copy them."""
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return sum(map(len, tensor.string_data))
-    size: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return size * math.prod(map(int, tensor.dims))
+def typed(light: onnx.ModelProto, constants: Mapping[str, Array]) -> onnx.ModelProto:
+    """A model as the tools of onnx want it that look at types and shapes, not at weights.
+
+    Small constants, such as axes and shapes, are initializers in it; of the others it knows the
+    type and the shape, as inputs.
+    """
+    small = {name: value for name, value in constants.items() if value.nbytes <= _SMALL_BYTES}
+    model = complete(light, small)
+    for name, value in constants.items():
+        if name not in small:
+            dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
+            model.graph.input.append(helper.make_tensor_value_info(name, dtype, value.shape))
+    return model
+
+
+def tensor(name: str, value: Array) -> onnx.TensorProto:
+    """A constant as an initializer."""
+    if not is_raw(value):
+        return numpy_helper.from_array(value, name)
+    result = tensor_header(name, value)
+    result.raw_data = raw_bytes(value).tobytes()
+    return result
+
+
+def is_raw(value: Array) -> bool:
+    """Whether an initializer holds the value as plain bytes: everything but text."""
+    return value.dtype.kind not in "OSU"
+
+
+def tensor_header(name: str, value: Array) -> onnx.TensorProto:
+    """An initializer without its bytes."""
+    data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+    return onnx.TensorProto(name=name, data_type=data_type, dims=value.shape)
+
+
+def raw_bytes(value: Array) -> memoryview:
+    """The bytes of an initializer, little endian, in row-major order; a view where possible."""
+    portable = value.astype(value.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(portable).reshape(-1).view(np.uint8).data
 
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,41 +1,25 @@
-"""Runtimes that execute an ONNX file, behind one protocol."""
+"""Runtimes that execute an ONNX file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 
-from layerswap.errors import ExportError, LoadError, MissingExtraError, UsageError
+from layerswap.errors import MissingExtraError, UsageError
+from layerswap.onnx_graph.opencv import OpenCv
+from layerswap.onnx_graph.openvino import OpenVino
 from layerswap.records import Array
+from layerswap.references import data_path
+from layerswap.runtimes import Runtime
+
+# From this size of a model on, what running it needs in memory counts more than speed.
+LARGE_BYTES = 1_000_000_000
 
 
-class Runtime(Protocol):
-    """Executes ONNX files."""
-
-    name: str
-    version: str
-
-    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs a file once.
-
-        Args:
-            path: the `.onnx` file.
-            inputs: one array per graph input.
-
-        Returns:
-            One array per graph output, in the graph's order.
-
-        Raises:
-            LoadError: the file can't be loaded.
-            ExportError: the runtime fails on the graph or on these inputs.
-        """
-        ...
-
-
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """onnxruntime on the CPU."""
 
     name = "onnxruntime"
@@ -48,47 +32,55 @@ class OnnxRuntime:
         self._module = onnxruntime
         self.version: str = onnxruntime.__version__
 
-    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See `Runtime.run`."""
+    def _load(self, path: str) -> Any:
+        return self._module.InferenceSession(
+            path, self._options(path), providers=["CPUExecutionProvider"]
+        )
+
+    def _options(self, path: str) -> Any:
         options = self._module.SessionOptions()
         options.log_severity_level = 4
-        try:
-            session = self._module.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise _load_error(self, path, error) from error
-        names = [output.name for output in session.get_outputs()]
-        return _outputs(self, path, names, lambda: session.run(names, dict(inputs)))
+        files = (path, data_path(path))
+        if sum(os.path.getsize(file) for file in files if os.path.isfile(file)) > LARGE_BYTES:
+            # Prepacking keeps the weights a second time, in the layout of the kernels: for a
+            # few runs that is memory spent for nothing.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
+
+    def _call(self, loaded: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        names = [output.name for output in loaded.get_outputs()]
+        return dict(zip(names, loaded.run(names, dict(inputs)), strict=True))
 
 
-class Reference:
+class Reference(Runtime):
     """onnx's own evaluator in NumPy: slow, and by definition right."""
 
     name = "reference"
     version: str = onnx.__version__
 
-    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See `Runtime.run`."""
+    def _load(self, path: str) -> Any:
         from onnx.reference import ReferenceEvaluator
 
-        try:
-            onnx.checker.check_model(os.fspath(path))  # an empty file is a valid message
-            evaluator = ReferenceEvaluator(onnx.load(path))
-        except Exception as error:
-            raise _load_error(self, path, error) from error
-        names: list[str] = list(evaluator.output_names)
-        return _outputs(self, path, names, lambda: list(evaluator.run(None, dict(inputs))))
+        onnx.checker.check_model(path)  # an empty file is a valid message
+        return ReferenceEvaluator(onnx.load(path))
+
+    def _call(self, loaded: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(loaded.output_names, loaded.run(None, dict(inputs)), strict=True))
 
 
 _RUNTIMES: Mapping[str, Callable[[], Runtime]] = {
     "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "opencv": OpenCv,
     "reference": Reference,
 }
 
 
 def open_runtime(name: str) -> Runtime:
-    """The runtime of that name: `onnxruntime` or `reference`.
+    """The runtime of that name.
+
+    Args:
+        name: one of `FILE_RUNTIMES`.
 
     Raises:
         UsageError: there is no such runtime.
@@ -97,26 +89,3 @@ def open_runtime(name: str) -> Runtime:
     if name not in _RUNTIMES:
         raise UsageError(f"unknown runtime '{name}'; there is {', '.join(_RUNTIMES)}")
     return _RUNTIMES[name]()
-
-
-def _outputs(
-    runtime: Runtime,
-    path: str | os.PathLike[str],
-    names: list[str],
-    call: Callable[[], list[Any]],
-) -> dict[str, Array]:
-    try:
-        return dict(zip(names, call(), strict=True))
-    except Exception as error:
-        message = f"{runtime.name} {runtime.version} failed to run the model: {_reason(error)}"
-        raise ExportError(message, where=os.fspath(path)) from error
-
-
-def _load_error(runtime: Runtime, path: str | os.PathLike[str], error: Exception) -> LoadError:
-    message = f"{runtime.name} {runtime.version} can't load the file: {_reason(error)}"
-    return LoadError(message, where=os.fspath(path))
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -378,17 +378,17 @@ STAGES = ("load", "plan", "swap", "export", "verify")
 @pytest.mark.parametrize("kind", ["onnx", "savedmodel"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupt_at_any_stage(here, tiny, capsys, monkeypatch, kind, stage):
-    from layerswap import cli
+    from layerswap.cli.reporting import Output
 
     @contextmanager
-    def interrupting(quiet):
+    def interrupting(self):
         def say(name):
             if name == stage:
                 raise KeyboardInterrupt
 
         yield say
 
-    monkeypatch.setattr(cli, "_progress", interrupting)
+    monkeypatch.setattr(Output, "progress", interrupting)
     assert run(["convert", str(tiny), OUTPUTS[kind]]) == 130
     err = capsys.readouterr().err
     assert err.strip() == "Interrupted; nothing unfinished is left behind."
@@ -436,6 +436,7 @@ def test_an_interrupt_that_a_package_turns_into_an_import_error(here):
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "except BaseException as error:\n    raise ImportError('broken') from error\n"
     )
+    (here / "m.onnx").touch()
     process = start(here, "verify", "m.onnx")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "Interrupted; nothing unfinished is left behind.\n")

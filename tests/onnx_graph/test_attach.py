@@ -8,11 +8,12 @@ import pytest
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
+from built import build
 from layerswap.errors import ExportError, UsageError
-from layerswap.onnx_graph import build as building
-from layerswap.onnx_graph import graphs
+from layerswap.onnx_graph import files, graphs
 from layerswap.onnx_graph.attach import attach
-from layerswap.onnx_graph.build import build, write
+from layerswap.onnx_graph.files import write
+from layerswap.onnx_graph.graphs import lighten
 from layerswap.onnx_graph.repairs import repair
 from layerswap.onnx_graph.runtimes import open_runtime
 
@@ -218,7 +219,7 @@ def test_resize_takes_tensorflows_pixel_in_a_standard_mode(scale, tmp_path):
                  nearest_mode = "floor">(x, , scales)
     }}"""
     x = np.arange(10, dtype=np.float32).reshape(1, 1, 1, 10)
-    write(repaired(text), tmp_path / "m.onnx")
+    write(*lighten(repaired(text)), tmp_path / "m.onnx")
     got = open_runtime("onnxruntime").run(tmp_path / "m.onnx", {"x": x})["y"].ravel()
     expected = [int((i + 0.5) / scale) for i in range(int(10 * scale))]
     np.testing.assert_array_equal(got, expected)
@@ -241,10 +242,10 @@ def test_build_leaves_its_input_alone_and_refuses_invalid_graphs():
 
 @pytest.mark.parametrize("limit", [10**9, 100], ids=["one file", "data beside"])
 def test_written_file_loads_and_computes(limit, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "SINGLE_FILE_BYTES", limit)
+    monkeypatch.setattr(files, "SINGLE_FILE_BYTES", limit)
     weight = normal(4, 300)
     model, path, x = build(parsed(DENSE), {"w": weight}), tmp_path / "m.onnx", normal(3, 4)
-    written = write(model, path)
+    written = write(*lighten(model), path)
     assert written == [path, tmp_path / "m.onnx.data"][: len(written)]
     assert sorted(tmp_path.iterdir()) == written
     assert len(written) == (2 if limit == 100 else 1)
@@ -253,10 +254,10 @@ def test_written_file_loads_and_computes(limit, tmp_path, monkeypatch):
         got = open_runtime(name).run(path, {"x": x})["y"]
         np.testing.assert_allclose(got, x @ weight, atol=1e-5)
     with pytest.raises(UsageError):
-        write(model, path)
-    assert write(model, path, overwrite=True) == written
+        write(*lighten(model), path)
+    assert write(*lighten(model), path, overwrite=True) == written
 
 
 def test_unwritable_place_is_one_clear_error(tmp_path):
     with pytest.raises(ExportError):
-        write(parsed(DENSE), tmp_path / "missing" / "m.onnx")
+        write(*lighten(parsed(DENSE)), tmp_path / "missing" / "m.onnx")

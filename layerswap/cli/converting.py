@@ -1,0 +1,140 @@
+"""The commands that read Keras models: plan, convert, export, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from layerswap.cli.options import (
+    Loading,
+    export_options,
+    load_options,
+    policy_options,
+    report_options,
+)
+from layerswap.cli.reporting import Output
+
+if TYPE_CHECKING:
+    from layerswap.policy import Policy
+
+
+@click.command()
+@click.argument("model")
+@policy_options
+@load_options
+@report_options
+def plan(model: str, policy: Policy, loading: Loading, output: Output) -> int:
+    """Show what would become of every BatchNormalization of MODEL (.keras, .h5 or SavedModel)."""
+    from dataclasses import replace
+
+    output.check(model)
+    from layerswap import conversion, exporting
+    from layerswap.keras_graph.startup import start_tensorflow
+    from layerswap.records import Report
+
+    exporting.require_keras()
+    with output.progress() as say:
+        say("load")
+        start_tensorflow()
+        loaded = conversion.load(model, **loading.fields())
+        say("plan")
+        made = replace(conversion.plan(loaded, policy), source=model)
+    return output.finish(Report("plan", model, plan=made, findings=made.notes))
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option("--allow-no-batchnorm", is_flag=True, help="Export a model without BN, too.")
+@policy_options
+@export_options
+@load_options
+@report_options
+def convert(
+    source: str,
+    target: str,
+    allow_no_batchnorm: bool,
+    policy: Policy,
+    export: dict[str, Any],
+    loading: Loading,
+    output: Output,
+) -> int:
+    """Load IN, swap every BatchNormalization, write OUT and prove that it computes the same."""
+    from layerswap import conversion
+
+    output.check(source, target, f"{target}.ref.npz", f"{target}.data")
+    with output.failures("convert", source), output.progress() as say:
+        report = conversion.convert(
+            source,
+            target,
+            policy,
+            allow_no_batchnorm=allow_no_batchnorm,
+            progress=_starting_tensorflow(say, loading),
+            overwrite=output.force,
+            **export,
+            **loading.fields(),
+        )
+    return output.finish(report)
+
+
+@click.command("export")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@export_options
+@load_options
+@report_options
+def export_model(
+    source: str, target: str, export: dict[str, Any], loading: Loading, output: Output
+) -> int:
+    """Write IN as OUT without swapping anything, and prove that it computes the same.
+
+    GroupNormalization that IN holds already is decomposed as after a swap.
+    """
+    from layerswap import conversion
+
+    output.check(source, target, f"{target}.ref.npz", f"{target}.data")
+    with output.failures("export", source), output.progress() as say:
+        report = conversion.report_export(
+            source,
+            target,
+            progress=_starting_tensorflow(say, loading),
+            overwrite=output.force,
+            **export,
+            **loading.fields(),
+        )
+    return output.finish(report)
+
+
+def _starting_tensorflow(say: Any, loading: Loading) -> Any:
+    """Progress that brings TensorFlow with the first stage.
+
+    What can be said without it is said at once.
+    """
+    from layerswap.keras_graph.startup import start_tensorflow
+
+    def announce(stage: str) -> None:
+        say(stage)
+        start_tensorflow()
+
+    if loading.custom_objects:
+        start_tensorflow()
+    return announce
+
+
+@click.command()
+@click.option("--finetune", is_flag=True, help="Also train on at batch size 2 and compare.")
+@click.option("--output-dir", metavar="DIR", help="Where the ONNX file goes. Default: demo-output.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+def demo(finetune: bool, output_dir: str | None) -> int:
+    """Convert a bundled digits network naively and matched, and show what each keeps."""
+    from layerswap import exporting, verifying
+    from layerswap.demo import run_demo
+    from layerswap.keras_graph.startup import start_tensorflow
+
+    exporting.require_keras()
+    verifying.open_runtime("demo.onnx")
+    start_tensorflow()
+    run_demo(finetune, None if output_dir is None else Path(output_dir))
+    return 0

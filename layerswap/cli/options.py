@@ -1,0 +1,232 @@
+"""Options that several commands share; each group of them reaches a command as one object."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from layerswap.cli.reporting import Output
+from layerswap.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerswap.policy import Policy
+
+Command = Callable[..., Any]
+
+
+def _grouped(
+    name: str, make: Callable[..., Any], *options: Callable[[Command], Command]
+) -> Callable[[Command], Command]:
+    """A decorator that adds options to a command, which gets what `make` makes of their values."""
+
+    def decorate(command: Command) -> Command:
+        own = [parameter.name for parameter in _parameters(options)]
+
+        @functools.wraps(command)
+        def call(**values: Any) -> Any:
+            made = make(**{option: values.pop(option) for option in own if option in values})
+            return command(**values, **{name: made})
+
+        decorated: Command = call
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def _parameters(options: tuple[Callable[[Command], Command], ...]) -> list[click.Parameter]:
+    def nothing() -> None:
+        pass
+
+    for option in options:
+        option(nothing)
+    parameters: list[click.Parameter] = nothing.__click_params__  # type: ignore[attr-defined]
+    return parameters
+
+
+def _read_policy(config: str | None, overrides: Any, **values: Any) -> Policy:
+    """Values are JSON where they are JSON; `Policy` validates them, here as everywhere."""
+    from layerswap import settings
+
+    pairs = settings.parse_overrides(overrides)
+    options: dict[str, Any] = {"overrides": pairs} if pairs else {}
+    for name, value in values.items():
+        if isinstance(value, tuple | bool):
+            options |= {name: value} if value else {}
+        elif value is not None:
+            options[name] = settings.parse_value(value)
+    return settings.read_policy(options, config, Path.cwd())
+
+
+policy_options = _grouped(
+    "policy",
+    _read_policy,
+    click.option("--groups", metavar="N|-1|auto", help="Number of groups. Default: auto."),
+    click.option("--channels-per-group", metavar="N", help="Instead of --groups."),
+    click.option("--allow-degenerate", is_flag=True, help="Accept groups of a single element."),
+    click.option(
+        "--on-indivisible", metavar="error|nearest|skip", help="Where C % groups isn't 0."
+    ),
+    click.option("--epsilon", metavar="NUMBER|carry|adaptive", help="Of the GroupNormalization."),
+    click.option("--adaptive-k", metavar="NUMBER", help="Factor of the adaptive epsilon."),
+    click.option("--axis", metavar="N|carry", help="The normalised axis."),
+    click.option("--center", metavar="true|false|carry", help="Whether there is a β."),
+    click.option("--scale", metavar="true|false|carry", help="Whether there is a γ."),
+    *(
+        click.option(f"--{variable}-{kind}", metavar="VALUE", help=f"Keras {kind} of {letter}.")
+        for kind in ("initializer", "regularizer", "constraint")
+        for variable, letter in (("beta", "β"), ("gamma", "γ"))
+    ),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only these layer paths."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Not these layer paths."),
+    click.option(
+        "--overrides",
+        multiple=True,
+        nargs=2,
+        metavar="GLOB JSON",
+        help="Other fields for some paths; the first match applies.",
+    ),
+    click.option("--weights", metavar="match|copy|reset", help="How γ and β are computed."),
+    click.option("--config", metavar="FILE", help="TOML with these fields; options win over it."),
+)
+
+
+def _read_export(no_verify: bool, input_shape: tuple[str, ...], **values: Any) -> dict[str, Any]:
+    """The fields of `ExportOptions` that the command line sets."""
+    unset = (None, False, ())
+    fields = {n: v for n, v in values.items() if not any(v is nothing for nothing in unset)}
+    if no_verify:
+        fields["verify"] = False
+    if input_shape:
+        fields["input_shape"] = dict(map(_parse_shape, input_shape))
+    return fields
+
+
+def _parse_shape(text: str) -> tuple[str, list[int | None]]:
+    name, _, sizes = text.rpartition("=")
+    try:
+        return name or "all", [None if s.strip() == "?" else int(s) for s in sizes.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--input-shape {text}: expected sizes with commas between them, ? where an axis "
+            "stays open",
+            hint="For example: --input-shape 1,224,224,3 or --input-shape image=?,224,224,3",
+        ) from None
+
+
+export_options = _grouped(
+    "export",
+    _read_export,
+    click.option(
+        "--format",
+        type=click.Choice(["keras", "h5", "savedmodel", "onnx"]),
+        help="Of OUT; by default from its suffix, none meaning SavedModel.",
+    ),
+    click.option("--opset", type=int, help="Of an ONNX file, 13 to the newest. Default: 18."),
+    click.option(
+        "--groupnorm",
+        metavar="portable|plain|precise|primitive|native",
+        help="ONNX operators that GroupNormalization becomes. Default: portable.",
+    ),
+    click.option(
+        "--input-shape",
+        multiple=True,
+        metavar="[NAME=]N,...",
+        help="Fix an ONNX input's shape, batch first; ? leaves an axis open.",
+    ),
+    click.option(
+        "--inputs-as-nchw",
+        multiple=True,
+        metavar="NAME|all",
+        help="ONNX inputs of 4 axes that become channels first.",
+    ),
+    click.option(
+        "--outputs-as-nchw",
+        multiple=True,
+        metavar="NAME|all",
+        help="ONNX outputs of 4 axes that become channels first.",
+    ),
+    click.option("--fp16", is_flag=True, help="ONNX in float16, normalisation in float32."),
+    click.option(
+        "--external-data",
+        metavar="auto|always|never",
+        help="Whether an ONNX file's weights go beside it. Default: auto, above 1.9 GB.",
+    ),
+    click.option(
+        "--serving-only", is_flag=True, help="A SavedModel without the Keras part, to serve only."
+    ),
+    click.option("--no-verify", is_flag=True, help="Don't run what was written."),
+    click.option("--keep-failed", is_flag=True, help="Keep what fails, in the folder OUT.failed."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a Keras model is loaded."""
+
+    custom_objects: tuple[str, ...]
+    unsafe: bool
+
+    def fields(self) -> dict[str, Any]:
+        """What `load` takes; imports what was named."""
+        return {"custom_objects": _import(self.custom_objects), "unsafe": self.unsafe}
+
+
+load_options = _grouped(
+    "loading",
+    Loading,
+    click.option(
+        "--custom-objects",
+        multiple=True,
+        metavar="MODULE:NAME",
+        help="A class or function that the model needs; imported, so its module's code runs.",
+    ),
+    click.option("--unsafe", is_flag=True, help="Run code that the file holds (Lambda layers)."),
+)
+
+report_options = _grouped(
+    "output",
+    Output,
+    click.option(
+        "--report-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="How the report is written.",
+    ),
+    click.option("--output-file", metavar="FILE", help="Where the report goes instead of stdout."),
+    click.option("--force", is_flag=True, help="Replace existing files."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks."),
+)
+
+
+def _import(names: tuple[str, ...]) -> Mapping[str, Any]:
+    """The objects that `MODULE:NAME` names, by their last name."""
+    found = {}
+    for text in names:
+        module, _, name = text.partition(":")
+        if not module or not name:
+            raise UsageError(f"--custom-objects {text}: expected MODULE:NAME")
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            value: Any = importlib.import_module(module)
+            for part in name.split("."):
+                value = getattr(value, part)
+        except Exception as error:  # whatever the user's module raises
+            raise UsageError(
+                f"--custom-objects {text}: {type(error).__name__}: {error}",
+                hint="The module is looked for in the current folder and on PYTHONPATH.",
+            ) from error
+        found[name.rpartition(".")[2]] = value
+    return found

@@ -1,0 +1,71 @@
+"""What runs an artifact: the runtimes by name, and what they have in common."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from layerswap.errors import ExportError, LoadError
+
+if TYPE_CHECKING:
+    from layerswap.records import Array
+
+# What runs an ONNX file, and what runs a SavedModel folder; the first of each is the default.
+FILE_RUNTIMES = ("onnxruntime", "openvino", "opencv", "reference")
+FOLDER_RUNTIMES = ("savedmodel",)
+RUNTIMES = (*FILE_RUNTIMES, *FOLDER_RUNTIMES)
+# Stands for every runtime that takes the artifact and is installed.
+ALL = "all"
+
+
+class Runtime(ABC):
+    """Runs artifacts. A subclass says how to load one, how to call it, and how it complains.
+
+    Attributes:
+        name: one of `RUNTIMES`.
+        version: of the package that does the work.
+    """
+
+    name: str
+    version: str
+
+    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Loads an artifact and runs it once.
+
+        Args:
+            path: the `.onnx` file or the SavedModel folder.
+            inputs: one array per input.
+
+        Returns:
+            One array per output, in the artifact's order.
+
+        Raises:
+            LoadError: the artifact can't be loaded.
+            ExportError: the runtime fails on the graph or on these inputs.
+        """
+        place = os.fspath(path)
+        try:
+            loaded = self._load(place)
+        except Exception as error:
+            reason = f"{self.name} {self.version} can't load it: {self._reason(error)}"
+            raise LoadError(reason, where=place) from error
+        try:
+            return self._call(loaded, inputs)
+        except Exception as error:
+            reason = f"{self.name} {self.version} failed to run the model: {self._reason(error)}"
+            raise ExportError(reason, where=place) from error
+
+    @abstractmethod
+    def _load(self, path: str) -> Any:
+        """Whatever `_call` needs."""
+
+    @abstractmethod
+    def _call(self, loaded: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for these inputs."""
+
+    def _reason(self, error: Exception) -> str:
+        """The line of an error's text that says what is wrong."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
