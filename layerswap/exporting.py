@@ -25,6 +25,7 @@ from layerswap.references import (
     Reference,
     data_path,
     fingerprint,
+    is_storable,
     reference_path,
     save_reference,
     sha256_of,
@@ -72,7 +73,7 @@ def export(
             decomposed like those that came of a swap.
         path: where to. With ONNX and SavedModel goes a reference file, `NAME.ref.npz`.
         options: how; or give its fields as keyword arguments (`format`, `opset`, `groupnorm`,
-            `inputs_as_nchw`, `outputs_as_nchw`, `input_shape`, `fp16`, `external_data`,
+            `target_runtime`, `inputs_as_nchw`, `outputs_as_nchw`, `input_shape`, `fp16`, `external_data`,
             `serving_only`, `overwrite`, `verify`, `keep_failed`): see `ExportOptions`.
         progress: called with the name of each stage.
 
@@ -195,6 +196,7 @@ def _write(model: Any, made: Converted | None, path: Path, options: ExportOption
         profile=options.groupnorm,
         opset=options.opset,
         float16=options.fp16,
+        target=options.target_runtime,
     )
     files = write(light, constants, path, external_data=options.external_data)
     return _Written(files, model, source, traced.interface, tuple(_remarks(traced, options)))
@@ -245,7 +247,7 @@ def _prove(
         if options.verify:
             raise
         return None, None
-    if kept:
+    if kept and is_storable(reference):
         written.files.append(reference_path(artifact))
         save_reference(reference, written.files[-1])
     if not options.verify:

@@ -36,6 +36,7 @@ ANY = "all"
 _ONLY: Mapping[str, Format] = {
     "opset": "onnx",
     "groupnorm": "onnx",
+    "target_runtime": "onnx",
     "inputs_as_nchw": "onnx",
     "outputs_as_nchw": "onnx",
     "input_shape": "onnx",
@@ -86,8 +87,10 @@ class ExportOptions(BaseModel):
             means SavedModel).
         opset: of an ONNX file, 13 to the newest that onnx and the installed onnxruntime know.
         groupnorm: the operators that GroupNormalization becomes: "portable", "plain" (no
-            BatchNormalization operator), "precise" (LayerNormalization, opset 17), "primitive"
+            BatchNormalization operator), "precise" (whatever the input's mean), "primitive"
             (reductions and arithmetic) or "native" (GroupNormalization, opset 21).
+        target_runtime: "onnxruntime" tunes the "portable" form for its blocked convolutions on x86; it
+            stays right everywhere, but is slower elsewhere.
         inputs_as_nchw, outputs_as_nchw: names of inputs and outputs, or "all" (also True) for
             all of rank 4, that are channels first in the ONNX file though not in Keras.
         input_shape: shape that an input is fixed to, the batch first and None where an axis
@@ -111,6 +114,7 @@ class ExportOptions(BaseModel):
     format: Format | None = None
     opset: Annotated[int, BeforeValidator(_to_opset)] = TRACED_OPSET
     groupnorm: GroupNormForm = "portable"
+    target_runtime: Literal["onnxruntime"] | None = None
     inputs_as_nchw: Annotated[tuple[str, ...], BeforeValidator(_to_names)] = ()
     outputs_as_nchw: Annotated[tuple[str, ...], BeforeValidator(_to_names)] = ()
     input_shape: Annotated[dict[str, Shape], BeforeValidator(_to_shapes)] = {}
@@ -148,6 +152,8 @@ class ExportOptions(BaseModel):
                 raise UsageError(
                     f"{name} is an option for the format {only}, not for {kind}", where=str(path)
                 )
+        if self.target_runtime and self.groupnorm != "portable":
+            raise UsageError(f"target_runtime tunes the form 'portable', not '{self.groupnorm}'")
         least = PROFILE_OPSETS[self.groupnorm]
         if self.opset >= least:
             return given

@@ -206,6 +206,12 @@ def save_reference(reference: Reference, path: StrPath, *, overwrite: bool = Tru
             archive.writestr(_entry(member), content)
 
 
+def is_storable(reference: Reference) -> bool:
+    """Whether `save_reference` can write it: text has no plain NumPy form."""
+    batches = (*reference.inputs, *reference.outputs)
+    return all(array.dtype.kind in _STORABLE for batch in batches for array in batch.values())
+
+
 def load_reference(path: StrPath) -> Reference:
     """Reads what `save_reference` wrote, trusting nothing in the file.
 

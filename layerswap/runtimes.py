@@ -47,6 +47,14 @@ class Runtime(ABC):
         """
         place = os.fspath(path)
         try:
+            place.encode()
+        except UnicodeEncodeError as error:  # OpenCV would take the process down
+            raise LoadError(
+                f"{self.name} {self.version} can't open it: its path is not valid Unicode",
+                where=place,
+                hint="Rename it.",
+            ) from error
+        try:
             loaded = self._load(place)
         except Exception as error:
             reason = f"{self.name} {self.version} can't load it: {self._reason(error)}"

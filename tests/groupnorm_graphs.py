@@ -40,8 +40,8 @@ def model_of(shape, groups, gamma, beta, *, known=None, count=1, epsilon=0.03, o
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
     weights = [onnx.numpy_helper.from_array(v, n) for v, n in ((gamma, "g"), (beta, "b"))]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("layerswap", 1)]
-    ir_version = helper.find_min_ir_version_for(imports[:1])
+    imports = [helper.make_opsetid("layerswap", 1), helper.make_opsetid("", opset)]
+    ir_version = helper.find_min_ir_version_for(imports[1:])
     return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
 
 

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 HEAVY = {"tensorflow", "tf_keras", "tf2onnx", "keras"}
-LIGHT = {"numpy", "onnx", "onnxruntime", "pydantic", "rich"}
+RUNNING = {"onnx", "onnxruntime", "openvino", "cv2"}
+LIGHT = {"numpy", "pydantic", "rich", *RUNNING}
 
 SAY_IMPORTED = """
 import sys
@@ -76,7 +78,12 @@ def test_the_policy_the_errors_and_the_records_need_no_framework():
     code = "from layerswap import LayerswapError, Policy, Report; Policy(groups=4)"
     names = imported(python(SAY_IMPORTED.format(code=code)))
     assert "pydantic" in names
-    assert not names & (HEAVY | {"onnx", "onnxruntime", "rich"})
+    assert not names & (HEAVY | RUNNING | {"rich"})
+
+
+def test_the_names_of_the_runtimes_need_nothing():
+    code = "from layerswap.runtimes import ALL, RUNTIMES; assert ALL not in RUNTIMES"
+    assert not imported(python(SAY_IMPORTED.format(code=code))) & (HEAVY | LIGHT)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "reference"])
@@ -85,6 +92,43 @@ def test_verify_leaves_tensorflow_out(digits_onnx, runtime):
     assert "onnx" in names
     assert not names & HEAVY
     assert ("onnxruntime" in names) == (runtime == "onnxruntime")
+
+
+PACKAGES = {
+    "onnxruntime": {"onnx", "onnxruntime"},
+    "openvino": {"onnx", "openvino"},
+    "opencv": {"onnx", "cv2"},
+    "reference": {"onnx"},
+    "all": RUNNING,
+}
+if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+    del PACKAGES["opencv"]  # opencv-python-headless 5 needs NumPy 2
+    PACKAGES["all"] = RUNNING - {"cv2"}
+
+
+@pytest.mark.parametrize("runtime", PACKAGES)
+def test_a_runtime_for_files_imports_no_other_and_no_tensorflow(digits_onnx, runtime):
+    code = (
+        f"import layerswap; assert layerswap.verify({str(digits_onnx)!r}, runtime={runtime!r}).ok"
+    )
+    result = python(SAY_IMPORTED.format(code=code))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert imported(result) & (HEAVY | RUNNING) == PACKAGES[runtime]
+
+
+def test_a_runtime_for_folders_imports_no_keras_and_no_onnx(digits, tmp_path):
+    import layerswap as ls
+
+    assert ls.convert(digits, tmp_path / "model").ok
+    code = f"import layerswap; assert layerswap.verify({str(tmp_path / 'model')!r}).ok"
+    result = python(SAY_IMPORTED.format(code=code))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    names = imported(result)
+    assert "tensorflow" in names
+    # Keras 3, which TensorFlow brings along, takes OpenCV where it finds it.
+    assert not names & (RUNNING - {"cv2"} | {"tf_keras", "tf2onnx"})
 
 
 KERAS = "reading and writing Keras models needs the package '{}', which is not installed"

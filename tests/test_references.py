@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import re
 import zipfile
 from dataclasses import replace
 
@@ -13,6 +15,7 @@ from layerswap.errors import ExportError, LoadError, UsageError
 from layerswap.records import Tolerance
 from layerswap.references import (
     Reference,
+    fingerprint,
     load_reference,
     random_inputs,
     reference_path,
@@ -304,12 +307,69 @@ def test_reference_path(tmp_path):
     assert reference_path(tmp_path / "m") == tmp_path / "m.ref.npz"
 
 
+def test_reference_path_of_a_folder_named_by_a_dot(tmp_path, monkeypatch):
+    """It lies beside the folder, not inside."""
+    folder = tmp_path / "model" / "variables"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert reference_path(".") == tmp_path / "model" / "variables.ref.npz"
+    assert reference_path("..") == tmp_path / "model.ref.npz"
+    assert reference_path("../").as_posix() == reference_path("..").as_posix()
+    assert reference_path("/").as_posix() == "/.ref.npz"
+
+
 def test_sha256_of(tmp_path):
     content = bytes(range(256)) * 8000
     (tmp_path / "f").write_bytes(content)
     assert sha256_of(tmp_path / "f") == hashlib.sha256(content).hexdigest()
     with pytest.raises(LoadError):
         sha256_of(tmp_path / "absent")
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_fingerprint_of_a_lone_file_is_its_checksum(tmp_path):
+    (tmp_path / "m.onnx").write_text("graph")
+    assert fingerprint(tmp_path / "m.onnx") == sha256("graph")
+    with pytest.raises(LoadError, match="No such file"):
+        fingerprint(tmp_path / "absent.onnx")
+
+
+def test_fingerprint_covers_the_external_data(tmp_path):
+    (tmp_path / "m.onnx").write_text("graph")
+    (tmp_path / "m.onnx.data").write_text("weights")
+    expected = sha256(f"m.onnx {sha256('graph')}\nm.onnx.data {sha256('weights')}\n")
+    assert fingerprint(tmp_path / "m.onnx") == expected
+    (tmp_path / "m.onnx.ref.npz").write_text("is no part of it")
+    assert fingerprint(str(tmp_path / "m.onnx")) == expected
+    (tmp_path / "m.onnx.data").write_text("Weights")
+    assert fingerprint(tmp_path / "m.onnx") != expected
+
+
+def test_fingerprint_of_a_folder_covers_every_file_and_no_place(tmp_path, monkeypatch):
+    names = ["b", "a/z", "a.txt", "a/b/c"]
+    for folder in ("one", "two"):
+        for name in names:
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"of {name}")
+        names.reverse()  # the order on the disk doesn't matter
+    lines = sorted(f"{name} {sha256(f'of {name}')}\n" for name in names)
+    expected = sha256("".join(lines))
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two") == expected
+    monkeypatch.chdir(tmp_path / "one" / "a")
+    assert fingerprint("..") == expected
+    (tmp_path / "two" / "b").rename(tmp_path / "two" / "B")
+    assert fingerprint(tmp_path / "two") != expected
+    (tmp_path / "one" / "a" / "new").touch()
+    assert fingerprint(tmp_path / "one") != expected
+
+
+def test_fingerprint_of_a_name_that_is_not_text(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff")).write_text("x")
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint(tmp_path))
 
 
 SPECS = [

@@ -138,6 +138,12 @@ export_options = _grouped(
         help="ONNX operators that GroupNormalization becomes. Default: portable.",
     ),
     click.option(
+        "--target",
+        "target_runtime",
+        metavar="onnxruntime",
+        help="Tune the ONNX graph for one runtime.",
+    ),
+    click.option(
         "--input-shape",
         multiple=True,
         metavar="[NAME=]N,...",

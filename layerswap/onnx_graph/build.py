@@ -15,6 +15,7 @@ from layerswap.onnx_graph.float16 import to_float16
 from layerswap.onnx_graph.groupnorm import expand
 from layerswap.onnx_graph.opsets import raise_opset
 from layerswap.onnx_graph.repairs import repair
+from layerswap.onnx_graph.targets import TARGETS
 from layerswap.records import Array
 
 
@@ -27,6 +28,7 @@ def assemble(
     profile: str = "portable",
     opset: int | None = None,
     float16: bool = False,
+    target: str | None = None,
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A canonical, checked graph without initializers, and the value of each of them.
 
@@ -37,6 +39,7 @@ def assemble(
         version: producer version to write.
         profile: how GroupNormalization is spelled, a key of `groupnorm.PROFILES`.
         opset: version of the ONNX operator set, if newer than the graph's.
+        target: the runtime to tune the graph for, a key of `targets.TARGETS`.
         float16: compute in float16 except where that would lose too much.
 
     Raises:
@@ -50,15 +53,11 @@ def assemble(
         to_float16(light, constants)
     raise_opset(light, constants, opset or 0)
     expand(light, constants, profile=profile)
+    if target:
+        TARGETS[target](light, constants)
     canonicalize(light, constants, version=version, metadata=metadata)
     check(light, constants)
     return light, constants
-
-
-def build(
-    graph: onnx.ModelProto, arrays: Mapping[str, Array], *args: object, **options: object
-) -> onnx.ModelProto:
-    return graphs.complete(*assemble(graph, arrays, *args, **options))  # type: ignore[arg-type]
 
 
 def check(light: onnx.ModelProto, constants: Mapping[str, Array]) -> None:

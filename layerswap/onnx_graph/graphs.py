@@ -112,7 +112,7 @@ def is_raw(value: Array) -> bool:
 
 def tensor_header(name: str, value: Array) -> onnx.TensorProto:
     """An initializer without its bytes."""
-    data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+    data_type = helper.np_dtype_to_tensor_dtype(value.dtype.newbyteorder("="))
     return onnx.TensorProto(name=name, data_type=data_type, dims=value.shape)
 
 

@@ -32,13 +32,11 @@ class OpenCv(Runtime):
 
     def _load(self, path: str) -> Any:
         signature = read_signature(path)
-        path.encode()  # raises: given a name that isn't Unicode, OpenCV takes the process down
         with self._silence():
             return self._module.dnn.readNetFromONNX(path), signature
 
     def _call(self, loaded: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         net, signature = loaded
-        # It would take an input that is missing for an empty one.
         signature.check(inputs)
         with self._silence():
             for name, array in inputs.items():

@@ -44,7 +44,6 @@ class OpenVino(Runtime):
 
     def _call(self, loaded: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         compiled, signature = loaded
-        # It would read uninitialized memory for an input that is missing.
         signature.check(inputs)
         results = compiled(dict(inputs))
         return {name: results[index] for index, name in enumerate(signature.outputs)}
@@ -68,5 +67,5 @@ def _openvino() -> Any:
         import openvino
     finally:
         if hidden:
-            del sys.modules[_TELEMETRY]
+            sys.modules.pop(_TELEMETRY, None)
     return openvino

@@ -10,12 +10,12 @@ N samples, C channels in G groups, L values in each group of a sample:
                   → Mul(γ) → Add(β): for runtimes with arithmetic and nothing else
     native      GroupNormalization
 
-InstanceNormalization over [N, G, L] takes exactly a group's mean and variance. A runtime keeps
-that mean in float32, and what it rounds off reaches the result in units of the standard
-deviation. Normalisation doesn't see a shift: `precise` takes a first mean off beforehand, a
-nearly exact subtraction, and the mean that is left has nothing worth rounding off. That also
-holds in runtimes that compute a variance as mean(x²) − mean(x)², as many do for
-LayerNormalization and all that follow its definition do for GroupNormalization.
+InstanceNormalization over [N, G, L] takes exactly a group's mean and variance. A runtime rounds
+that mean to float32, and the error reaches the result in units of the standard deviation. Worse,
+some take the variance as mean(x²) − mean(x)²: OpenCV there, onnxruntime up to 1.23 in
+LayerNormalization, and whoever follows ONNX's definition of GroupNormalization. But a shift of x
+changes nothing. `precise` takes a first mean off, a nearly exact subtraction, and what is left of
+the mean is too small to do harm in either way.
 
 Where each channel is a group of its own, InstanceNormalization takes γ and β itself. γ that is 1
 and β that is 0 are left out.
@@ -222,7 +222,7 @@ def primitive(writer: Writer) -> None:
 def native(writer: Writer) -> None:
     """ONNX's own operator: its definition takes the variance as mean(x²) − mean(x)².
 
-    It loses all digits where the mean is some 1000 times the standard deviation, fails on an
+    It loses most digits where the mean is some 1000 times the standard deviation, fails on an
     empty batch, and onnx infers no shape behind it.
     """
     norm = writer.norm

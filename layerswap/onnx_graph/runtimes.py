@@ -53,7 +53,7 @@ class OnnxRuntime(Runtime):
 
 
 class Reference(Runtime):
-    """onnx's own evaluator in NumPy: slow, and by definition right."""
+    """onnx's own evaluator in NumPy: slow, and without any optimization."""
 
     name = "reference"
     version: str = onnx.__version__

@@ -135,6 +135,26 @@ def test_constants_are_shared_and_the_layer_is_noted():
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+def test_a_layer_may_be_called_on_inputs_of_several_ranks(profile, tmp_path):
+    model, gamma, beta = example([2, 12, 5], 3, profile=profile, count=2)
+    first, second = model.graph.node
+    shape = numpy_helper.from_array(np.array([2, 12, 1, 5]), "shape")
+    model.graph.initializer.append(shape)
+    (known,) = (a for a in second.attribute if a.name == "shape")
+    graphs.replace_all(known.ints, [2, 12, 1, 5])
+    reshape = helper.make_node("Reshape", [first.output[0], "shape"], ["wide"])
+    second.input[0] = "wide"
+    graphs.replace_all(model.graph.node, [first, reshape, second])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 12, 1, 5])
+    graphs.replace_all(model.graph.output, [result])
+    x = RNG.normal(size=(2, 12, 5)).astype("float32")
+    expected = oracle.group_norm(x, 3, gamma, beta, 0.03, axis=1)
+    expected = oracle.group_norm(expected, 3, gamma, beta, 0.03, axis=1).reshape(2, 12, 1, 5)
+    got = run(expanded(model, profile), tmp_path, {"x": x})
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_store_no_more_than_vectors_and_only_portable_ones_a_batch_norm(profile, tmp_path):
     model, *_ = example([None, 12, 400, 500], 3, profile=profile)
     model = canonical(model, profile)

@@ -75,23 +75,27 @@ def test_an_output_before_the_one_that_it_is_made_of(runtime, tmp_path):
 @EACH
 @pytest.mark.parametrize("shape", [(4,), (5, 4), (5, 6, 4), (2, 5, 6, 4)], ids=len)
 def test_ranks_two_to_five(runtime, shape, tmp_path):
-    """Shapes stay as they are, whatever the rank: mean over the positions, and channels first."""
-    rank = len(shape) + 1
-    axes = list(range(1, rank - 1))
-    sizes = ",".join(map(str, shape))
-    to_front = [0, rank - 1, *axes]
-    text = f"""g (float[N,{sizes}] x) => (float[N{",4" * 1}] m, float[N,4{",D" * (rank - 2)}] t)
-    {{
-        axes = Constant<value_ints = {axes}>()
-        m = ReduceMean<keepdims = 0, noop_with_empty_axes = 1>(x, axes)
-        t = Transpose<perm = {to_front}>(x)
+    """Shapes come out as they should: a mean over the last axis, and channels first."""
+    last = len(shape)
+    given, mean, moved = (
+        ",".join(map(str, axes))
+        for axes in (
+            ("N", *shape),
+            [f"m{i}" for i in range(last)],
+            [f"t{i}" for i in range(last + 1)],
+        )
+    )
+    text = f"""g (float[{given}] x) => (float[{mean}] m, float[{moved}] t) {{
+        axis = Constant<value_ints = [{last}]>()
+        m = ReduceMean<keepdims = 0>(x, axis)
+        t = Transpose<perm = {[0, last, *range(1, last)]}>(x)
     }}"""
     path = model_of(tmp_path / "m.onnx", text)
     for batch in (1, 3):
         x = normal(batch, *shape)
         got = runtime.run(path, {"x": x})
-        np.testing.assert_allclose(got["m"], x.mean(tuple(axes)), atol=1e-6)
-        np.testing.assert_array_equal(got["t"], x.transpose(to_front))
+        np.testing.assert_allclose(got["m"], x.mean(-1), atol=1e-6)
+        np.testing.assert_array_equal(got["t"], np.moveaxis(x, -1, 1))
 
 
 @EACH
@@ -163,9 +167,7 @@ def test_weights_beside_the_file(runtime, tmp_path):
     model.ir_version = 8
     path = tmp_path / "m.onnx"
     expected = normal(3, 2)
-    onnx.save(
-        model, path, save_as_external_data=True, location="m.onnx.data", size_threshold=0
-    )
+    onnx.save(model, path, save_as_external_data=True, location="m.onnx.data", size_threshold=0)
     got = runtime.run(path, {"x": expected})["y"]
     np.testing.assert_allclose(got, expected @ onnx.numpy_helper.to_array(weight), atol=1e-5)
     (tmp_path / "m.onnx.data").unlink()
@@ -212,7 +214,7 @@ def test_a_file_cut_short(runtime, path, capfd):
 
 @EACH
 def test_an_operator_that_a_runtime_lacks_is_a_load_error_that_names_it(runtime, tmp_path, capfd):
-    with pytest.raises(LoadError, match="can't load it: .*Mystery"):
+    with pytest.raises(LoadError, match=r"can't load it: .*Mystery"):
         runtime.run(mystery(tmp_path / "m.onnx"), {"x": np.zeros(2, "float32")})
     assert capfd.readouterr() == ("", "")
 
@@ -233,6 +235,10 @@ def test_inputs_are_checked_for_runtimes_that_do_not(runtime, path):
         runtime.run(path, {"x": some, "shift": some, "a": some})
     with pytest.raises(ExportError, match="inputs are shift, x, but given are none"):
         runtime.run(path, {})
+    for shape in ((2, 3), (2,), (2, 2, 1)):
+        given = {"x": np.zeros(shape, "float32"), "shift": some}
+        with pytest.raises(ExportError, match=r"input 'x' has the shape \(.*\), not \(\?, 2\)"):
+            runtime.run(path, given)
 
 
 @EACH
@@ -240,7 +246,7 @@ def test_inputs_are_checked_for_runtimes_that_do_not(runtime, path):
 def test_integers_of_more_than_32_bits_are_never_cut_off(runtime, value, tmp_path):
     path = model_of(tmp_path / "m.onnx", "g (int64[N] x) => (int64[N] y) { y = Identity(x) }")
     for x in (np.array([2**31 - 1, -(2**31)]), np.zeros(0, np.int64)):
-        if runtime.name != "opencv" or x.size:  # it gives no array for an empty one
+        if runtime.name != "opencv" or x.size:  # see the empty batch below
             np.testing.assert_array_equal(runtime.run(path, {"x": x})["y"], x)
     x = np.array([0, value])
     if runtime.name in ("openvino", "opencv"):
@@ -284,26 +290,21 @@ def test_a_large_model_keeps_its_weights_once(runtime, path, monkeypatch):
     data.write_bytes(bytes(1000))
     limit = path.stat().st_size + 1000
     monkeypatch.setattr(runtimes, "LARGE_BYTES", limit)
-    assert not runtime._options(str(path)).has_session_config_entry(entry)
+    with pytest.raises(RuntimeError):  # there is no such entry
+        runtime._options(str(path)).get_session_config_entry(entry)
     monkeypatch.setattr(runtimes, "LARGE_BYTES", limit - 1)
     assert runtime._options(str(path)).get_session_config_entry(entry) == "1"
     x = normal(3, 2)
     got = runtime.run(path, {"x": x, "shift": np.zeros(2, "float32")})["z"]
     np.testing.assert_array_equal(got, x)
-    data.unlink()
-    assert not runtime._options(str(path)).has_session_config_entry(entry)
 
 
 @EACH
 def test_a_name_that_is_not_text(runtime, path):
-    """OpenCV would take the process down."""
+    """OpenCV would take the process down, ONNX Runtime complain about its own arguments."""
     odd = shutil.move(path, os.fsdecode(os.fsencode(path.parent) + b"/\xff.onnx"))
-    inputs = {"x": normal(3, 2), "shift": np.zeros(2, "float32")}
-    if runtime.name in ("openvino", "onnxruntime"):
-        np.testing.assert_array_equal(runtime.run(odd, inputs)["z"], inputs["x"])
-    else:
-        with pytest.raises(LoadError, match="codec can't encode"):
-            runtime.run(odd, inputs)
+    with pytest.raises(LoadError, match="its path is not valid Unicode"):
+        runtime.run(odd, {"x": normal(3, 2), "shift": np.zeros(2, "float32")})
 
 
 @pytest.mark.parametrize("runtime", ["opencv"], indirect=True)

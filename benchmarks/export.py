@@ -1,0 +1,60 @@
+"""How long an export to ONNX takes, against stock `tf2onnx.convert.from_keras`.
+
+    python benchmarks/export.py [RUNS] [MODEL ...]
+
+The same swapped model is exported by both, in this one process and in turn: by layerswap with its
+reference file, with and without running the result in ONNX Runtime; by tf2onnx as it comes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+from models import build
+from ratios import interleave, to_baseline
+
+
+def ways(model: Any, folder: Path) -> dict[str, Any]:
+    """By name, what writes the model."""
+    import tf2onnx
+
+    import layerswap as ls
+
+    def stock() -> None:
+        tf2onnx.convert.from_keras(model, opset=18, output_path=str(folder / "stock.onnx"))
+
+    def ours(verify: bool) -> None:
+        ls.export(model, folder / "ours.onnx", verify=verify, overwrite=True)
+
+    return {
+        "tf2onnx.convert.from_keras": stock,
+        "layerswap, verified": lambda: ours(True),
+        "layerswap, unverified": lambda: ours(False),
+    }
+
+
+def main(runs: int, names: list[str]) -> None:
+    """Prints, per model, seconds and how many times faster than tf2onnx."""
+    import layerswap as ls
+
+    for name in names:
+        converted = ls.swap(build(name))
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = interleave(ways(converted.model, Path(folder)), runs)
+        heads = f"{'median':>9} {'faster':>7} {'minimum':>9} {'faster':>7}"
+        print(f"{name:<28} {heads}   ({runs} runs)")
+        for way, (median, least) in to_baseline(seconds).items():
+            middle, shortest = statistics.median(seconds[way]), min(seconds[way])
+            times = f"{middle:>7.2f} s {1 / median:>7.1f} {shortest:>7.2f} s {1 / least:>7.1f}"
+            print(f"{way:<28} {times}")
+    print(f"\n{describe()}")
+
+
+if __name__ == "__main__":
+    numbers = [int(a) for a in sys.argv[1:] if a.isdigit()]
+    main(numbers[0] if numbers else 3, [a for a in sys.argv[1:] if not a.isdigit()] or ["ResNet50"])

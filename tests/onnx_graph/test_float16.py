@@ -1,0 +1,173 @@
+"""Graphs in float16: what changes, what stays, and that it computes the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, parser
+
+import oracle
+from layerswap.errors import ExportError
+from layerswap.onnx_graph import graphs
+from layerswap.onnx_graph.build import check
+from layerswap.onnx_graph.canonical import canonicalize
+from layerswap.onnx_graph.float16 import to_float16
+from layerswap.onnx_graph.groupnorm import expand
+
+RNG = np.random.default_rng(0)
+
+
+def converted(text, opset=18, **constants):
+    """The graph in float16 as a complete, checked model; and its initializers."""
+    head = f'<ir_version: 8, opset_import: ["": {opset}, "layerswap": 1]>\n'
+    model = parser.parse_model(head + text)
+    values = {name: np.asarray(value) for name, value in constants.items()}
+    to_float16(model, values)
+    expand(model, values)
+    canonicalize(model, values)
+    check(model, values)
+    return graphs.complete(model, values), values
+
+
+def run(model, **inputs):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, inputs)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def types(model):
+    """Element type of every tensor that a node of a type makes."""
+    known = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = (*known.value_info, *known.output)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in values}
+    return {(n.op_type, kinds[name]) for n in known.node for name in n.output}
+
+
+NET = """g (float[N,3,H,W] x) => (float[N,4,H,W] y) {
+  c = Conv<pads = [1,1,1,1]>(x, w)
+  n = layerswap.GroupNorm<groups = 2, channels = 4, epsilon = 0.001, path = "gn",
+                          shape = [-1,4,-1,-1]>(c, gamma, beta)
+  r = Relu(n)
+  y = Conv<pads = [0,0,0,0]>(r, v, b)
+}"""
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_convolutions_are_halved_and_normalisation_is_not(opset):
+    weights = {"w": normal(4, 3, 3, 3), "v": normal(4, 4, 1, 1), "b": normal(4)}
+    affine = {"gamma": normal(4), "beta": normal(4)}
+    model, values = converted(NET, opset, **weights, **affine)
+    made = types(model)
+    assert ("Conv", TensorProto.FLOAT16) in made
+    assert ("Conv", TensorProto.FLOAT) not in made
+    assert ("Relu", TensorProto.FLOAT16) in made
+    for op_type in ("InstanceNormalization", "BatchNormalization"):
+        assert {kind for op, kind in made if op == op_type} == {TensorProto.FLOAT}
+    kinds = Counter(v.dtype.name for v in values.values() if v.ndim > 1)
+    assert kinds == {"float16": 2}
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
+
+    x = normal(2, 3, 6, 5)
+    double = {name: value.astype(np.float64) for name, value in {**weights, **affine}.items()}
+    c = convolve(np.pad(x.astype(np.float64), [(0, 0), (0, 0), (1, 1), (1, 1)]), double["w"])
+    n = oracle.group_norm(c, 2, double["gamma"], double["beta"], 1e-3, axis=1)
+    expected = convolve(np.maximum(n, 0), double["v"]) + double["b"].reshape(4, 1, 1)
+    (got,) = run(model, x=x)
+    np.testing.assert_allclose(got, expected, atol=5e-3 * np.abs(expected).max())
+
+
+def convolve(x, w):
+    height, width = (x.shape[i] - w.shape[i] + 1 for i in (2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
+    assert windows.shape[2:4] == (height, width)
+    return np.einsum("nihwab,oiab->nohw", windows, w)
+
+
+def test_sizes_and_indices_keep_their_digits():
+    """Neither fits into float16: 4097 would become 4096, 70000 infinite."""
+    text = """g (float[N] x, float[M] index) => (float[N] scaled, float[M] taken) {
+      shape = Shape(x)
+      size = Cast<to = 1>(shape)
+      half = Mul(size, factor)
+      whole = Cast<to = 7>(half)
+      start = Sub(whole, one)
+      cut = Slice(x, zero, start)
+      pad = Slice(x, start, many)
+      scaled = Concat<axis = 0>(cut, pad)
+      number = Cast<to = 7>(index)
+      taken = Gather(table, number)
+    }"""
+    table = np.zeros(70_001, np.float32)
+    table[[4097, 70_000]] = 1, 2
+    one, zero, many = (np.array([n], np.int64) for n in (1, 0, 2**40))
+    factor = np.array([1.0], np.float32)
+    model, _ = converted(text, table=table, one=one, zero=zero, many=many, factor=factor)
+    x = np.arange(4097, dtype=np.float32) % 1000
+    scaled, taken = run(model, x=x, index=np.array([4097, 70_000, 3], np.float32))
+    np.testing.assert_array_equal(scaled, x)
+    np.testing.assert_array_equal(taken, [1, 2, 0])
+
+
+def test_scales_of_a_resize_stay_float32():
+    text = """g (float[1,1,4,4] x) => (float[1,1,8,8] y) {
+      z = Mul(x, x)
+      y = Resize<mode = "nearest">(z, , scales)
+    }"""
+    scales = np.array([1, 1, 2, 2], np.float32)
+    model, values = converted(text, scales=scales)
+    assert [v.dtype.name for v in values.values()] == ["float32"]
+    assert ("Resize", TensorProto.FLOAT16) in types(model)
+    x = normal(1, 1, 4, 4)
+    (got,) = run(model, x=x)
+    np.testing.assert_allclose(got, np.kron(x**2, np.ones((2, 2))), rtol=2e-3)
+
+
+def test_branches_stay_float32_and_get_float32():
+    text = """g (float[2,3] x, bool p) => (float[2,3] y) {
+      d = Mul(x, x)
+      z = If(p) <
+        then_branch = t () => (float[2,3] u) { u = Neg(d) },
+        else_branch = e () => (float[2,3] v) { a = Add(d, w) v = Add(a, d) }
+      >
+      y = Mul(z, w)
+    }"""
+    w = normal(2, 3)
+    model, values = converted(text, w=w)
+    assert sorted(v.dtype.name for v in values.values()) == ["float16", "float32"]
+    x = normal(2, 3)
+    for p, expected in ((True, -(x**2) * w), (False, (2 * x**2 + w) * w)):
+        (got,) = run(model, x=x, p=np.array(p))
+        np.testing.assert_allclose(got, expected, atol=1e-2)
+
+
+def test_an_input_or_constant_that_is_an_output_and_a_tensor_read_twice():
+    text = """g (float[3] x) => (float[3] y, float[3] z) {
+      y = Mul(x, w)
+      z = Add(y, w)
+    }"""
+    w = normal(3)
+    model, _ = converted(text, w=w)
+    x = normal(3)
+    y, z = run(model, x=x)
+    assert y.dtype == z.dtype == np.float32
+    np.testing.assert_allclose(y, x * w, atol=5e-3)
+    np.testing.assert_allclose(z, x * w + w, atol=5e-3)
+    assert [v.name for v in model.graph.output] == ["y", "z"]
+
+
+def test_a_weight_too_large_is_named_with_the_remedy():
+    text = "g (float[3] x) => (float[3] y) { y = Mul(x, w) }"
+    with pytest.raises(ExportError, match="as large as 7e\\+04 doesn't fit into float16") as caught:
+        converted(text, w=np.array([1, -70_000, 0], np.float32))
+    assert caught.value.where == "w"
+    assert "--fp16" in caught.value.hint
