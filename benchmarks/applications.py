@@ -4,9 +4,9 @@
 
 Each model runs in a process of its own, with random weights and the statistics of a seeded batch:
 plan, swap with groups="auto", the checks of `tests/applications.py`, export to ONNX. Those under 10
-million parameters also go to `.keras` and back. A line of JSON per model is appended to `build/applications.jsonl`;
-what stands there isn't run again, so an interrupted run goes on where it stopped. At the end
-`docs/applications.md` is written from it. Nothing is downloaded.
+million parameters also go to `.keras` and back. A line of JSON per model is appended to
+`build/applications.jsonl`; what stands there isn't run again, so an interrupted run goes on where
+it stopped. At the end `docs/applications.md` is written from it. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ INTRODUCTION = """\
 All {count} models of `tf_keras.applications` that hold BatchNormalization, swapped with
 `groups="auto"`: {passed} passed. Passed means: the plan refuses nothing; no BatchNormalization is
 left; every other weight is equal bit by bit; the source is unchanged; the self-check holds. The
-weights are random (`weights=None`), γ and β too; the statistics of BatchNormalization are those of a
-seeded batch.
+weights are random (`weights=None`), γ and β too; the statistics of BatchNormalization are those of
+a seeded batch.
 
 All were exported to ONNX and run in ONNX Runtime, those under 10 million parameters also written as
 `.keras` and read back with plain tf_keras. The number is the largest difference to the swapped
-model's output (logits), over the largest output; the worst for ONNX is {worst:.2g}. A dash: not tried.
+model's output (logits), over the largest output; the worst for ONNX is {worst:.2g}. A dash: not
+tried.
 
 `groups`: number of groups × number of layers that got it. Seconds on a shared machine with
 {cores} cores say which models take long, no more.
 
-| model | input | parameters | layers | BN | groups | plan, s | swap, s | export, s | `.keras` | ONNX |
+| model | input | parameters | layers | BN | groups | plan s | swap s | export s | `.keras` | ONNX |
 |---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|
 """
 CLOSING = """

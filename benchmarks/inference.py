@@ -65,8 +65,9 @@ def _onnxruntime(path: Path, inputs: Any) -> Run:
 
 
 def _openvino(path: Path, inputs: Any) -> Run:
-    import openvino
+    from layerswap.onnx_graph.openvino import OpenVino
 
+    openvino = OpenVino()._module  # imported without its telemetry
     settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     return lambda: compiled([inputs])

@@ -73,8 +73,9 @@ def export(
             decomposed like those that came of a swap.
         path: where to. With ONNX and SavedModel goes a reference file, `NAME.ref.npz`.
         options: how; or give its fields as keyword arguments (`format`, `opset`, `groupnorm`,
-            `target_runtime`, `inputs_as_nchw`, `outputs_as_nchw`, `input_shape`, `fp16`, `external_data`,
-            `serving_only`, `overwrite`, `verify`, `keep_failed`): see `ExportOptions`.
+            `target_runtime`, `inputs_as_nchw`, `outputs_as_nchw`, `input_shape`, `fp16`,
+            `external_data`, `serving_only`, `overwrite`, `verify`, `keep_failed`): see
+            `ExportOptions`.
         progress: called with the name of each stage.
 
     Raises:

@@ -89,8 +89,8 @@ class ExportOptions(BaseModel):
         groupnorm: the operators that GroupNormalization becomes: "portable", "plain" (no
             BatchNormalization operator), "precise" (whatever the input's mean), "primitive"
             (reductions and arithmetic) or "native" (GroupNormalization, opset 21).
-        target_runtime: "onnxruntime" tunes the "portable" form for its blocked convolutions on x86; it
-            stays right everywhere, but is slower elsewhere.
+        target_runtime: "onnxruntime" tunes the "portable" form for its blocked convolutions on
+            x86; it stays right everywhere, but may be slower elsewhere.
         inputs_as_nchw, outputs_as_nchw: names of inputs and outputs, or "all" (also True) for
             all of rank 4, that are channels first in the ONNX file though not in Keras.
         input_shape: shape that an input is fixed to, the batch first and None where an axis

@@ -43,7 +43,10 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
     for checked in report.checked:
         own = [finding for finding in report.findings if finding.file == checked.source]
         parts += _checked(checked, own, width)
-    parts += _findings(report.findings if not report.checked else ())
+    if not report.checked:
+        # A plan's remarks are many, and in its JSON; those of later stages are few.
+        hidden = [n for n in report.plan.notes if n.severity == "info"] if report.plan else []
+        parts += _findings([finding for finding in report.findings if finding not in hidden])
     if report.transfer is not None:
         log = report.transfer
         parts.append(
@@ -182,14 +185,14 @@ def _findings(findings: Sequence[Finding]) -> list[str]:
     """One line per code: a model of 200 layers would otherwise say the same 200 times."""
     by_code: dict[str, list[Finding]] = {}
     for finding in findings:
-        if finding.severity != "info":
-            by_code.setdefault(finding.code, []).append(finding)
+        by_code.setdefault(finding.code, []).append(finding)
     lines = []
     for code, group in by_code.items():
         first = group[0]
         more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
         hint = f" {first.hint}" if first.hint else ""
-        lines.append(f"{first.severity} [{code}] {first.where}{more}: {first.message}.{hint}")
+        where = f" {first.where}{more}" if first.where else ""
+        lines.append(f"{first.severity} [{code}]{where}: {first.message}.{hint}")
     return lines
 
 

@@ -248,7 +248,8 @@ KEYS = ["groupnorms", "model", "policy", "source", "swaps"]
 EXPORT = """
 import sys
 import layerswap as ls
-for fields in ({}, {"groupnorm": "precise", "fp16": True, "opset": 21}, {"target_runtime": "onnxruntime"}):
+precise = {"groupnorm": "precise", "fp16": True, "opset": 21}
+for fields in ({}, precise, {"target_runtime": "onnxruntime"}):
     name = "_".join(map(str, fields.values())) or "plain"
     ls.convert(sys.argv[1], f"{sys.argv[2]}/{name}.onnx", external_data="always", **fields)
 """

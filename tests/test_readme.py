@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from layerswap.cli.converting import export_model
+from layerswap.cli.judging import check
 from layerswap.comparison import DEFAULT_TOLERANCES
+from layerswap.options import ExportOptions
 from layerswap.policy import Policy
+from layerswap.records import PROFILE_OPSETS
 from layerswap.settings import read_policy
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +108,20 @@ def test_the_policy_s_document_names_every_field_and_its_toml_is_valid(tmp_path)
     (toml,) = blocks(text, "toml")
     (tmp_path / "layerswap.toml").write_text(toml)
     assert read_policy({}, None, tmp_path).groups == 16
+
+
+def test_the_export_s_document_names_every_option_and_every_form():
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    rows = [row.split(" | ") for row in re.findall(r"^\| (`--.*) \|$", text, re.MULTILINE)]
+    options = {name for row in rows for name in re.findall(r"--[\w-]+", row[0])}
+    offered = {o for p in export_model.params for o in p.opts if o.startswith("--")}
+    shared = {o for p in check.params for o in p.opts}
+    assert options == offered - shared
+    arguments = {name.split("=")[0] for row in rows for name in re.findall(r"`(\w+)", row[1])}
+    arguments |= {o.removeprefix("--").replace("-", "_") for o in options if "nchw" in o}
+    assert arguments == set(ExportOptions.model_fields) - {"overwrite"}
+    forms = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \| [^|]* \|$", text, re.MULTILINE)
+    assert {form: int(opset) for form, opset in forms} == PROFILE_OPSETS
 
 
 def test_links_lead_somewhere():

@@ -33,8 +33,10 @@ def verify(
 
     An .onnx file needs no TensorFlow, a SavedModel folder no tf_keras.
     """
-    output.check(artifact, reference or f"{artifact}.ref.npz")
     from layerswap import verifying
+    from layerswap.references import reference_path
+
+    output.check(artifact, reference or str(reference_path(artifact)))
 
     report = verifying.report_parity(
         artifact, reference, runtime=runtime, absolute=atol, relative=rtol

@@ -27,8 +27,8 @@ _LAYOUT = frozenset(
     ("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze")
 ) | {"Transpose", "Unsqueeze"}
 _ARITHMETIC = frozenset(
-    ("Add", "Div", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Sqrt", "Sub")
-)
+    ("Add", "Div", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMean", "ReduceSum")
+) | {"Sqrt", "Sub"}
 _FOLDABLE = _LAYOUT | _ARITHMETIC
 # A result this many times larger than its inputs would only swell the file.
 _MAX_GROWTH = 4

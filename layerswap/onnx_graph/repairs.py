@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -9,6 +11,7 @@ from onnx import helper
 from layerswap.onnx_graph import graphs
 from layerswap.records import Array
 
+_ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
 # Those whose axes are an input, at opset 13 or 18.
 _REDUCTIONS = frozenset(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"))
 
@@ -21,11 +24,59 @@ def repair(light: onnx.ModelProto, constants: dict[str, Array]) -> None:
         constants: value of each initializer; extended.
     """
     producers = {name: node for node in light.graph.node for name in node.output}
+    uses = graphs.use_counts(light.graph)
     for node in light.graph.node:
-        if node.op_type in _REDUCTIONS and node.input[0] in producers:
+        if node.op_type == "Transpose":
+            _transpose_first(node, producers, uses, constants)
+        elif node.op_type in _REDUCTIONS and node.input[0] in producers:
             _reduce_in_place(node, producers[node.input[0]], constants)
         elif node.op_type == "Resize":
             _legal_resize(node, constants)
+
+
+def _transpose_first(
+    node: onnx.NodeProto,
+    producers: Mapping[str, onnx.NodeProto],
+    uses: Mapping[str, int],
+    constants: dict[str, Array],
+) -> None:
+    """Preprocessing works on whole planes of an image, not on its three channels at a time.
+
+    input → arithmetic with constants → Transpose  ⇒  input → Transpose → the same arithmetic
+    """
+    permutation = graphs.attribute(node, "perm")
+    chain: list[onnx.NodeProto] = []
+    x = node.input[0]
+    while (maker := producers.get(x)) is not None:
+        others = [name for name in maker.input if name not in constants]
+        ranks = [constants[name].ndim for name in maker.input if name in constants]
+        fits = len(others) == 1 and max(ranks, default=0) <= len(permutation or ())
+        if maker.op_type not in _ARITHMETIC or uses[x] != 1 or not fits:
+            return
+        chain.insert(0, maker)
+        x = others[0]
+    if not chain or permutation is None:
+        return
+    # Each node takes the place of the one behind it, so that the order stays right.
+    steps = [helper.make_node("Transpose", [x], [f"{node.output[0]}/0"], perm=permutation)]
+    for number, old in enumerate(chain, 1):
+        inputs = [
+            _transposed(name, permutation, constants) if name in constants else steps[-1].output[0]
+            for name in old.input
+        ]
+        steps.append(helper.make_node(old.op_type, inputs, [f"{node.output[0]}/{number}"]))
+    steps[-1].output[0] = node.output[0]
+    for place, step in zip((*chain, node), steps, strict=True):
+        place.CopyFrom(step)
+
+
+def _transposed(name: str, permutation: list[int], constants: dict[str, Array]) -> str:
+    """Name of a constant as it broadcasts behind the Transpose."""
+    value = constants[name]
+    full = value.reshape([1] * (len(permutation) - value.ndim) + list(value.shape))
+    turned = f"{name}/{''.join(map(str, permutation))}"
+    constants[turned] = full.transpose(permutation)
+    return turned
 
 
 def _reduce_in_place(

@@ -261,3 +261,47 @@ def test_written_file_loads_and_computes(limit, tmp_path, monkeypatch):
 def test_unwritable_place_is_one_clear_error(tmp_path):
     with pytest.raises(ExportError):
         write(*lighten(parsed(DENSE)), tmp_path / "missing" / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "y = Transpose<perm = [0,3,1,2]>(x)",
+        "a = Sub(x, three) y = Transpose<perm = [0,3,1,2]>(a)",
+        "a = Mul(half, x) b = Sub(three, a) c = Div(b, plane) y = Transpose<perm = [0,3,1,2]>(c)",
+    ],
+)
+def test_preprocessing_works_behind_the_transpose(chain):
+    constants = {
+        "three": normal(3),
+        "half": np.array(0.5, np.float32),
+        "plane": 1 + np.abs(normal(1, 4, 5, 1)),
+    }
+    model = parsed(f"g (float[N,4,5,3] x) => (float[N,3,4,5] y) {{ {chain} }}")
+    x = normal(2, 4, 5, 3)
+    before = ReferenceEvaluator(graphs.complete(model, constants)).run(None, {"x": x})[0]
+    count = len(model.graph.node)
+    repair(model, constants)
+    assert model.graph.node[0].op_type == "Transpose"
+    assert len(model.graph.node) == count
+    complete = graphs.complete(model, constants)
+    onnx.checker.check_model(complete, full_check=True)
+    after = ReferenceEvaluator(complete).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "a = Sub(x, three) y = Transpose<perm = [0,3,1,2]>(a) z = Neg(a)",
+        "b = Neg(x) a = Sub(b, three) y = Transpose<perm = [0,3,1,2]>(a) z = Neg(x)",
+        "a = Sub(x, x) y = Transpose<perm = [0,3,1,2]>(a) z = Neg(x)",
+        "a = Sub(x, three) y = Transpose(a) z = Neg(x)",
+    ],
+    ids=["read twice", "not from the input", "no constant", "no permutation"],
+)
+def test_other_arithmetic_before_a_transpose_stays(chain):
+    model = parsed(f"g (float[2,4,5,3] x) => (float[2,3,4,5] y, float[2,4,5,3] z) {{ {chain} }}")
+    before = model.SerializeToString()
+    repair(model, {"three": normal(3)})
+    assert model.SerializeToString() == before
