@@ -300,6 +300,84 @@ MUTATIONS = (
         ("rules.py", '.startswith("mixed_") and site.consumers_cast', '.startswith("none")'),
         only="16_bit",
     ),
+    broken(
+        "an ONNX file's lengths are wrong from 128 on",
+        ("onnx_graph/files.py", "while number > 0x7F:", "while number > 0xFF:"),
+        at="tests/onnx_graph/test_files.py",
+    ),
+    broken(
+        "sizes of images go through float16",
+        (
+            "onnx_graph/float16.py",
+            'if node.op_type not in ("Shape", "Size") and',
+            "if True and",
+        ),
+        at="tests/onnx_graph/test_float16.py",
+    ),
+    broken(
+        "weights beyond float16 become infinite",
+        ("onnx_graph/float16.py", "if largest > _LARGEST:", "if False:"),
+        at="tests/onnx_graph/test_float16.py",
+    ),
+    broken(
+        "the form precise leaves the mean in",
+        ("onnx_graph/profiles.py", "writer.batch_norm, centred=True", "writer.batch_norm"),
+        at="tests/onnx_graph/test_profiles.py",
+    ),
+    broken(
+        "a graph's opset isn't raised",
+        ("onnx_graph/opsets.py", '    versions[""].version = opset\n', ""),
+        at="tests/test_exporting.py",
+        only="native",
+    ),
+    broken(
+        "the affine becomes a convolution whatever follows",
+        ("onnx_graph/targets.py", "not in _TAKEN_IN", "in ()"),
+        at="tests/onnx_graph/test_targets.py",
+    ),
+    broken(
+        "a padded convolution becomes a product of matrices",
+        ("onnx_graph/targets.py", "        not plain\n", "        False\n"),
+        at="tests/onnx_graph/test_targets.py",
+    ),
+    broken(
+        "constants of the preprocessing aren't transposed",
+        ("onnx_graph/repairs.py", "full.transpose(permutation)", "full"),
+        at="tests/onnx_graph/test_attach.py",
+    ),
+    broken(
+        "weights of a replaced file stay beside it",
+        ("exporting.py", "data_path(target).unlink(missing_ok=True)", "pass"),
+        at="tests/test_exporting.py",
+        only="beside",
+    ),
+    broken(
+        "the hash of a model leaves out its weights",
+        ("keras_graph/identity.py", "for variable in model.weights:", "for variable in ():"),
+        at="tests/test_exporting.py",
+        only="metadata",
+    ),
+    broken(
+        "external data isn't part of an artifact's identity",
+        ("references.py", "elif data_path(path).is_file():", "elif False:"),
+        at="tests/test_exporting.py",
+        only="beside",
+    ),
+    broken(
+        "two threads trace through one replacement",
+        (
+            "keras_graph/tracing.py",
+            'getattr(_active, "replacement", None)\n    if replacement is None or',
+            "_shared\n    if replacement is None or",
+        ),
+        (
+            "keras_graph/tracing.py",
+            "        _active.replacement = replacement\n",
+            "        global _shared\n        _shared = _active.replacement = replacement\n",
+        ),
+        at="tests/keras_graph/test_serving.py",
+        only="thread",
+    ),
 )
 
 

@@ -219,7 +219,12 @@ def _write_signature(model: tf_keras.Model, path: Path) -> None:
     """The signature with what it reads, and nothing of Keras."""
     signature = serving_signature(model)
     holder = tf.Module()
-    holder.used = list(signature.graph.variables)
+    # TensorFlow gives them in an order that changes from process to process.
+    names = [variable.name for variable in model.variables]
+    places = {name: place for place, name in reversed(list(enumerate(names)))}
+    holder.used = sorted(
+        signature.graph.variables, key=lambda v: (places.get(v.name, len(places)), v.name)
+    )
     found = tf.train.TrackableView(model).descendants()
     holder.tables = [item for item in found if isinstance(item, TrackableResource)]
     tf.saved_model.save(holder, os.fspath(path), signatures={"serving_default": signature})

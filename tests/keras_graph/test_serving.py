@@ -1,13 +1,17 @@
 """The affine form against the float64 oracle, and the signature against the model."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tf_keras import layers
 
 import oracle
 from layerswap.errors import ExportError
 from layerswap.keras_graph.serving import affine_group_norm, serving_signature
+from layerswap.keras_graph.tracing import groupnorm_call
 
 SHAPES = [
     ((12,), -1),
@@ -212,3 +216,20 @@ def test_lite_runs_it_with_any_batch():
     interpreter.invoke()
     got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     np.testing.assert_allclose(got, truth(layer, values), atol=1e-5)
+
+
+def test_a_replacement_acts_in_its_own_thread_alone():
+    layer = layers.GroupNormalization(1)
+    x = tf.constant([[1.0, 2.0]])
+    expected = layer(x).numpy()
+    with groupnorm_call(lambda layer, inputs: inputs * 0), ThreadPoolExecutor(1) as other:
+        assert not layer(x).numpy().any()
+        np.testing.assert_array_equal(other.submit(layer, x).result(), expected)
+    np.testing.assert_array_equal(layer(x), expected)
+
+
+def test_nothing_leaks_when_the_block_fails():
+    stock = layers.GroupNormalization.call
+    with pytest.raises(ZeroDivisionError), groupnorm_call(lambda layer, inputs: 1 / 0):
+        layers.GroupNormalization(1)(tf.constant([[1.0, 2.0]]))
+    assert layers.GroupNormalization.call is stock
