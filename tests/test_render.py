@@ -125,10 +125,13 @@ def test_equal_findings_are_said_once_with_their_number():
     assert lines == ["warning [frozen] bn_0 (and 2 more): frozen is so. Thaw it."]
 
 
-def test_mere_information_stays_in_the_json():
-    report = Report("verify", "m.onnx", findings=(finding("trivia", "x", "info"),))
+def test_mere_information_on_a_plan_stays_in_the_json():
+    trivia, remark = finding("trivia", "x", "info"), finding("remark", "", "info")
+    plan = SwapPlan("m.keras", {}, (), (trivia,))
+    report = Report("convert", "m.keras", plan=plan, findings=(trivia, remark))
     assert "trivia" not in render(report, "text")
     assert "trivia" in render(report, "json")
+    assert "info [remark]: remark is so." in render(report, "text")
 
 
 CONVERTED = Report(
