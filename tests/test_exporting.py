@@ -84,6 +84,7 @@ def test_every_form_in_both_precisions(converted, tmp_path, form, fp16):
     assert_like_keras(run(path, x), converted.model, x, 1e-2 if fp16 else 1e-5)
     assert ("BatchNormalization" in operators(path)) == (form in ("portable", "precise"))
     assert ("GroupNormalization" in operators(path)) == (form == "native")
+    assert ls.check(path).ok
     if fp16:
         assert path.stat().st_size < 0.75 * ls.export(converted, tmp_path / "f32.onnx").bytes
 
@@ -109,6 +110,7 @@ def test_an_opset_that_is_too_new_is_refused_before_anything_is_loaded(converted
 def test_tuned_for_onnxruntime(converted, tmp_path):
     artifact = ls.export(converted, tmp_path / "m.onnx", target_runtime="onnxruntime")
     assert artifact.parity.ok
+    assert ls.check(tmp_path / "m.onnx").ok
     assert "BatchNormalization" not in operators(tmp_path / "m.onnx")
     x = images(3, 16, 16, 3)
     assert_like_keras(run(tmp_path / "m.onnx", x), converted.model, x)

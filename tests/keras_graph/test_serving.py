@@ -233,3 +233,39 @@ def test_nothing_leaks_when_the_block_fails():
     with pytest.raises(ZeroDivisionError), groupnorm_call(lambda layer, inputs: 1 / 0):
         layers.GroupNormalization(1)(tf.constant([[1.0, 2.0]]))
     assert layers.GroupNormalization.call is stock
+
+
+HARD = {
+    "normal": (0.0, 1.0),
+    "mean 1e3": (1e3, 1.0),
+    "mean 1e4": (1e4, 1.0),
+    "constant": (1234.567, 0.0),
+    "tiny": (0.0, 1e-8),
+    "large": (0.0, 1e15),
+}
+
+
+@pytest.mark.parametrize("kind", [*HARD, "channels apart"])
+@pytest.mark.parametrize("groups", [1, 4, -1])
+def test_hard_inputs_are_as_exact_as_float32_allows(kind, groups):
+    """y = x·A + (β − m·A) cancels: the error grows with max|x| over the deviation.
+
+    Rounding of x·A and of m·A, each half an ulp of max|x|·A, and the mean's own error, which a sum
+    of n terms in a tree bounds by log₂ n ulps; A = γ/√(v + ε) is at most γ/√ε.
+    """
+    generator = np.random.default_rng(0)
+    mean, deviation = HARD.get(kind, (0.0, 1.0))
+    x = (mean + deviation * generator.standard_normal((2, 8, 8, 12))).astype(np.float32)
+    if kind == "channels apart":
+        x += np.linspace(-100, 100, 12, dtype=np.float32)
+    layer = group_norm((8, 8, 12), groups)
+    gamma, beta = (np.asarray(v, np.float64) for v in (layer.gamma, layer.beta))
+    count = 12 if groups == -1 else groups
+    expected = oracle.group_norm(x.astype(np.float64), count, gamma, beta, 0.03, axis=3)
+    got = affine_group_norm(layer, tf.constant(x)).numpy()
+    size = 64 * 12 // count
+    grouped = x.astype(np.float64).reshape(2, 64, count, -1)
+    slope = 1 / np.sqrt(grouped.var(axis=(1, 3)).min() + 0.03)
+    ulps = 2 + np.log2(size)
+    bound = ulps * np.finfo(np.float32).eps * (np.abs(x).max() * slope + 4) * np.abs(gamma).max()
+    assert np.abs(got - expected).max() <= bound
