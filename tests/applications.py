@@ -101,6 +101,15 @@ def onnx_parity(model, path):
     return difference(output, model(x))
 
 
+def sensitivity(model):
+    """What one unit in the last place of the input changes in the model's own output.
+
+    As `onnx_parity`; no runtime that rounds can be held to less.
+    """
+    x = draw(model)
+    return difference(model(np.nextafter(x, np.float32(np.inf))), model(x))
+
+
 def draw(model, batch=2):
     """Seeded images in the range of pixels."""
     shape = (batch, *model.input_shape[1:])
