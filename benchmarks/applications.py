@@ -48,14 +48,14 @@ All were exported to ONNX and run in ONNX Runtime, those under 10 million parame
 `.keras` and read back with plain tf_keras. The number is the largest difference to the swapped
 model's output (logits), over the largest output. A dash: not tried. Deep networks with random
 weights amplify rounding: the column "1 ulp" holds how much Keras's own output changes when each
-value of the input moves by one unit in the last place, which is what no runtime can undercut. ONNX:
-{exact} of {passed} within 1e-5, {close} within 1e-4, the largest {worst:.2g}; the largest multiple of
-"1 ulp" is {multiple:.1f}.
+value of the input moves by one unit in the last place, which is what no runtime can undercut.
+ONNX: {exact} of {passed} within 1e-5, {close} within 1e-4, the largest {worst:.2g}; the largest
+multiple of "1 ulp" is {multiple:.1f}.
 
-`groups`: number of groups × number of layers that got it. Seconds on a shared machine with
-{cores} cores say which models take long, no more.
+`groups`: number of groups × number of layers that got it. Seconds of plan, swap and export on a
+shared machine with {cores} cores say which models take long, no more.
 
-| model | input | parameters | layers | BN | groups | plan s | swap s | export s | `.keras` | ONNX | 1 ulp |
+| model | input | weights | layers | BN | groups | plan | swap | export | `.keras` | ONNX | 1 ulp |
 |---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|
 """
 CLOSING = """
