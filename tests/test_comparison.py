@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from layerswap import comparison
-from layerswap.comparison import DEFAULT_TOLERANCES, compare_parity, measure_drift, tolerance_for
+from layerswap.comparison import (
+    DEFAULT_TOLERANCES,
+    compare_parity,
+    measure_drift,
+    tolerance_for,
+    widened,
+)
 from layerswap.errors import UsageError
 from layerswap.records import Tolerance
 
@@ -197,3 +203,14 @@ def test_the_core_reaches_no_framework(module):
         )
     }
     assert not imported & {"tensorflow", "tf_keras", "onnx", "h5py", "onnxruntime"}
+
+
+def test_a_model_that_amplifies_rounding_is_held_to_what_it_can_do():
+    strict = Tolerance(1e-5, 1e-4)
+    answers = {"a": np.array([2.0, -4.0]), "b": np.array([1, 2])}
+    for change, relative in ((0.0, 1e-4), (4e-6, 1e-4), (4e-5, 6.4e-4), (0.1, 1e-2)):
+        moved = {"a": answers["a"] + change, "b": answers["b"]}
+        assert widened(strict, answers, moved) == Tolerance(1e-5, pytest.approx(relative))
+    lost = {"a": np.array([np.nan, 0.0]), "b": answers["b"]}
+    assert widened(strict, answers, lost) == strict
+    assert widened(strict, {}, {}) == strict
