@@ -55,6 +55,11 @@ def replacing(path: StrPath, overwrite: bool = False, *, folder: bool = False) -
         _remove(temporary)
 
 
+def followed(path: StrPath) -> Path:
+    """The path, or where it leads if it is a symbolic link: that is replaced, not the link."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
 def check_target(path: StrPath, overwrite: bool = False, *, folder: bool = False) -> Path:
     """Whether `replacing` could write there: the check to make before long work.
 
@@ -176,9 +181,10 @@ def staging(path: StrPath) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
-    except LayerswapError as error:
+    except LayerswapError as error:  # nobody knows the hidden name
         if error.where and Path(error.where).is_relative_to(folder):
-            error.where = os.fspath(path)  # nobody knows the hidden name
+            error.where = os.fspath(path)
+        error.message = error.message.replace(f"{folder}{os.sep}", "")
         raise
     except OSError as error:
         raise ExportError(

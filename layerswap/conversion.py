@@ -157,10 +157,6 @@ def _model(
     return source, str(source.name)
 
 
-def _same_place(one: StrPath, other: StrPath) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
 Learned = Mapping[str, Statistics]
 
 
@@ -223,7 +219,7 @@ def convert(
     options, fields = split_fields(fields)
     policy = _policy(policy, fields)
     require_keras()
-    wanted = _prepare(source, target, options)
+    wanted = exporting.prepare(target, ExportOptions(**options), source)
     seconds: dict[str, float] = {}
     stages = _Stages(seconds, progress or (lambda stage: None))
 
@@ -276,7 +272,7 @@ def report_export(
         LayerswapError: as for `load` and `export`.
     """
     require_keras()
-    wanted = _prepare(source, target, options)
+    wanted = exporting.prepare(target, ExportOptions(**options), source)
     seconds: dict[str, float] = {}
     stages = _Stages(seconds, progress or (lambda stage: None))
     stages("load")
@@ -291,16 +287,6 @@ def report_export(
         findings=artifact.findings,
         seconds=seconds,
     )
-
-
-def _prepare(source: Any, target: StrPath, options: Mapping[str, Any]) -> ExportOptions:
-    if isinstance(source, str | os.PathLike) and _same_place(source, target):
-        raise UsageError(
-            "the result would replace the model that it is made of",
-            where=os.fspath(target),
-            hint="Choose another path.",
-        )
-    return exporting.prepare(target, ExportOptions(**options))
 
 
 class _Stages:

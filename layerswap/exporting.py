@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerswap.atomic import StrPath, check_target, publish, staging
+from layerswap.atomic import StrPath, check_target, followed, publish, staging
 from layerswap.comparison import measure_drift
-from layerswap.errors import ExportError, MissingExtraError, ParityError, UsageError
+from layerswap.errors import (
+    ExportError,
+    LoadError,
+    MissingExtraError,
+    ParityError,
+    UsageError,
+)
 from layerswap.options import ExportOptions
 from layerswap.records import (
     TRACED_OPSET,
@@ -69,8 +76,8 @@ def export(
     it again with tf_keras.
 
     Args:
-        model: a `Converted`, or any tf_keras model: its own GroupNormalization layers are
-            decomposed like those that came of a swap.
+        model: a `Converted`, or any tf_keras model or the path of one: its own
+            GroupNormalization layers are decomposed like those that came of a swap.
         path: where to. With ONNX and SavedModel goes a reference file, `NAME.ref.npz`.
         options: how; or give its fields as keyword arguments (`format`, `opset`, `groupnorm`,
             `target_runtime`, `inputs_as_nchw`, `outputs_as_nchw`, `input_shape`, `fp16`,
@@ -85,17 +92,23 @@ def export(
         MissingExtraError: a package is missing; said before the work starts.
     """
     require_keras()
-    wanted = prepare(path, read_options(options, fields))
+    wanted = prepare(path, read_options(options, fields), model)
     say = progress or (lambda stage: None)
-    target = Path(path)
+    target = followed(path)
     made = model if isinstance(model, Converted) else None
+    keras_model = _keras_model(made.model if made else model)
     with staging(target) as folder:
         say("export")
-        written = _write(made.model if made else model, made, folder / target.name, wanted)
-        reference, parity = _prove(written, target, wanted, say)
-        if parity is not None and not parity.ok:
-            raise _disparity(parity, target, _keep(written, target) if wanted.keep_failed else None)
-        return _publish(written, target, wanted, reference, parity)
+        written = _write(keras_model, made, folder / target.name, wanted)
+        try:
+            reference, parity = _prove(written, wanted, say)
+            if parity is not None and not parity.ok:
+                raise _disparity(parity, target)
+        except (ExportError, LoadError, ParityError) as error:
+            if wanted.keep_failed:
+                error.hint = f"The file is kept as {_keep(written, target)}."
+            raise
+        return _publish(written, path, wanted, reference, parity)
 
 
 def read_options(
@@ -104,29 +117,42 @@ def read_options(
     """Options from what `export` takes.
 
     Raises:
-        UsageError: a field is unknown or its value wrong, or both ways are used at once.
+        UsageError: a field is unknown or its value wrong, or keywords come with ready options.
     """
     if options is None or isinstance(options, Mapping):
-        return ExportOptions(**{**(options or {}), **fields})
+        return ExportOptions(**{**{str(name): v for name, v in (options or {}).items()}, **fields})
     if fields or not isinstance(options, ExportOptions):
         raise UsageError("give ExportOptions or their fields as keyword arguments")
     return options
 
 
-def prepare(path: StrPath, options: ExportOptions) -> ExportOptions:
+def prepare(path: StrPath, options: ExportOptions, source: Any = None) -> ExportOptions:
     """The options with the format resolved, once it is sure that an artifact can be written.
+
+    Args:
+        path: where the artifact goes.
+        options: as the user gives them.
+        source: what it is made of, if that is a path: never to be replaced.
 
     Raises:
         UsageError: the options don't fit the path, the opset isn't known, or the target exists.
         ExportError: the folder is missing or can't be written to.
         MissingExtraError: the runtime that is to verify it isn't installed.
     """
+    if _is_path(source) and os.path.realpath(source) == os.path.realpath(path):
+        raise UsageError(
+            "the result would replace the model that it is made of",
+            where=os.fspath(path),
+            hint="Choose another path.",
+        )
     wanted = options.for_path(path)
     check_target(path, wanted.overwrite, folder=wanted.format == "savedmodel")
     if wanted.format in ("onnx", "savedmodel"):
         check_target(reference_path(path), wanted.overwrite)
     if wanted.format == "onnx":
         check_target(data_path(path), wanted.overwrite)
+        if wanted.keep_failed:
+            _check_failed(path, wanted.overwrite)
         if wanted.opset > TRACED_OPSET:
             from layerswap.onnx_graph.opsets import newest_opset
 
@@ -151,6 +177,19 @@ def require_keras() -> None:
     for package in ("tensorflow", "tf_keras", "tf2onnx"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "keras", "reading and writing Keras models")
+
+
+def _is_path(model: Any) -> bool:
+    return isinstance(model, str | os.PathLike)
+
+
+def _keras_model(model: Any) -> Any:
+    from layerswap.keras_graph import storage
+
+    if _is_path(model):
+        return storage.load(model)
+    storage.check_model(model)
+    return model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,7 +263,7 @@ def _remarks(traced: Traced, options: ExportOptions) -> Iterator[Finding]:
 
 
 def _prove(
-    written: _Written, target: Path, options: ExportOptions, say: Progress
+    written: _Written, options: ExportOptions, say: Progress
 ) -> tuple[Reference | None, Parity | None]:
     """The reference, which joins the files where the format has one, and the parity."""
     from layerswap import __version__, verifying
@@ -261,12 +300,13 @@ def _prove(
 
 def _publish(
     written: _Written,
-    target: Path,
+    path: StrPath,
     options: ExportOptions,
     reference: Reference | None,
     parity: Parity | None,
 ) -> Artifact:
     """Moves the files to their places, the artifact last."""
+    target = followed(path)
     artifact, *others = written.files
     moves = [(file, target.with_name(file.name)) for file in (*others, artifact)]
     for file, place in moves:
@@ -275,16 +315,17 @@ def _publish(
     size = sum(file.stat().st_size for file in own)
     checksum = None if artifact.is_dir() else sha256_of(artifact)
     publish(moves)
-    if options.format == "onnx" and data_path(target) not in (place for _, place in moves):
-        data_path(target).unlink(missing_ok=True)  # of the file that was replaced
+    if options.format in ("onnx", "savedmodel"):
+        for stale in {data_path(target), reference_path(target)} - {place for _, place in moves}:
+            stale.unlink(missing_ok=True)  # belonged to what was replaced
     assert options.format is not None
     return Artifact(
-        path=str(target),
+        path=str(path),
         format=options.format,
         bytes=size,
         opset=options.opset if options.format == "onnx" else None,
         sha256=checksum,
-        reference=str(reference_path(target)) if reference_path(artifact) in others else None,
+        reference=str(reference_path(path)) if reference_path(artifact) in others else None,
         parity=parity,
         drift=None if reference is None else _drift(reference),
         findings=written.findings,
@@ -297,9 +338,11 @@ def _files_in(path: Path) -> list[Path]:
 
 def _keep(written: _Written, target: Path) -> Path:
     """Puts what failed into a folder of its own, complete, so that `verify` runs on it there."""
-    folder = target.with_name(f"{target.name}.failed")
+    folder = _failed_path(target)
     folder.mkdir(exist_ok=True)
     artifact, *others = written.files
+    for stale in folder.iterdir():
+        stale.unlink()
     publish([(file, folder / file.name) for file in (*others, artifact)])
     return folder / artifact.name
 
@@ -310,15 +353,38 @@ def _drift(reference: Reference) -> Drift | None:
     return measure_drift(reference.source_outputs, reference.outputs)
 
 
-def _disparity(parity: Parity, target: Path, kept: Path | None) -> ParityError:
+def _failed_path(path: StrPath) -> Path:
+    target = followed(path)
+    return target.with_name(f"{target.name}.failed")
+
+
+def _check_failed(path: StrPath, overwrite: bool) -> None:
+    """Whether a file that fails could be kept: over nothing, or over an earlier one's folder."""
+    folder, target = _failed_path(path), followed(path)
+    known = {target.name, data_path(target).name, reference_path(target).name}
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or any(file.name not in known for file in folder.iterdir()):
+        raise UsageError(
+            "is in the way of what --keep-failed may keep",
+            where=str(folder),
+            hint="Move it, or choose another path.",
+        )
+    if not overwrite:
+        raise UsageError(
+            "exists already, from an earlier failure",
+            where=str(folder),
+            hint="Remove it, or replace it: --force on the command line, overwrite=True in Python.",
+        )
+
+
+def _disparity(parity: Parity, target: Path) -> ParityError:
     limit = parity.tolerance
     return ParityError(
         f"{parity.runtime} does not reproduce the Keras model at output '{parity.worst_output}': "
         f"largest difference {parity.max_absolute:.3g}, relative {parity.max_relative:.3g}; "
         f"tolerance {limit.absolute:g} + {limit.relative:g} of the output's largest value",
         where=str(target),
-        hint=f"The file is kept as {kept}."
-        if kept
-        else "Nothing was written."
+        hint="Nothing was written."
         + (" --keep-failed keeps the file for inspection." if target.suffix == ".onnx" else ""),
     )

@@ -80,7 +80,7 @@ def _to_shape(value: Any) -> Shape:
 
 
 class ExportOptions(BaseModel):
-    """How a model is written. Immutable.
+    """How a model is written.
 
     Args:
         format: "keras", "h5", "savedmodel" or "onnx"; by default from the path's suffix (none
@@ -103,7 +103,8 @@ class ExportOptions(BaseModel):
             doesn't load it.
         overwrite: replace an existing artifact.
         verify: run what was written and compare it with the model.
-        keep_failed: keep an ONNX file that fails as `NAME.failed`.
+        keep_failed: keep an ONNX file that fails, with all that belongs to it, in the folder
+            `NAME.failed`.
 
     Raises:
         UsageError: unknown field, wrong type or value.
@@ -148,10 +149,15 @@ class ExportOptions(BaseModel):
         fields = {name: getattr(self, name) for name in self.model_fields_set}
         given = ExportOptions(**{**fields, "format": kind})
         for name, only in _ONLY.items():
-            if kind != only and getattr(given, name) != ExportOptions.model_fields[name].default:
+            idle = getattr(self, name) in (False, None, (), {})
+            if kind != only and name in fields and not idle:
                 raise UsageError(
                     f"{name} is an option for the format {only}, not for {kind}", where=str(path)
                 )
+        if self.keep_failed and not self.verify:
+            raise UsageError("keep_failed has nothing to keep where verify is off")
+        if self.target_runtime and self.fp16:
+            raise UsageError("target_runtime tunes computation in float32, not fp16")
         if self.target_runtime and self.groupnorm != "portable":
             raise UsageError(f"target_runtime tunes the form 'portable', not '{self.groupnorm}'")
         least = PROFILE_OPSETS[self.groupnorm]
@@ -177,7 +183,9 @@ def format_of(path: StrPath) -> Format:
     Raises:
         UsageError: the suffix is unknown.
     """
-    suffix = Path(path).suffix.lower()
+    suffix, name = Path(path).suffix.lower(), Path(path).name.lower()
+    if name in SUFFIXES:
+        raise UsageError(f"'{name}' is a suffix without a name before it", where=str(path))
     if suffix not in SUFFIXES:
         raise UsageError(
             f"unknown suffix '{suffix}'",

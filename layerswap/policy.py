@@ -283,7 +283,7 @@ def explain(error: ValidationError, fields: Iterable[str]) -> str:
             suggestion = f"; did you mean '{close[0]}'?" if close else ""
             lines.append(f"unknown field '{name}'{suggestion}")
         else:
-            text = problem["msg"].removeprefix("Value error, ")
+            text = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
             got = "" if "not " in text else f", not {problem['input']!r}"
             lines.append(f"{name} {text}{got}" if name else text)
     return "; ".join(dict.fromkeys(lines))

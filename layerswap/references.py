@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from layerswap.atomic import StrPath, replacing
+from layerswap.atomic import StrPath, followed, replacing
 from layerswap.errors import LoadError, UsageError
 from layerswap.records import Array, Tolerance
 
@@ -48,8 +48,8 @@ class Reference:
         layerswap_version: the version that wrote the reference.
 
     Raises:
-        ValueError: the fields don't fit together: no batch, mappings of different names,
-            inputs of one batch with different batch sizes, a malformed checksum or tolerance.
+        ValueError: the fields don't fit together: no batch or an empty one, mappings of different
+            names, inputs of one batch that differ in batch size, a malformed checksum or tolerance.
     """
 
     inputs: tuple[Arrays, ...]
@@ -69,7 +69,7 @@ class Reference:
                 raise ValueError("the batches have different names, or none")
         for batch in self.inputs:
             sizes = {array.shape[:1] for array in batch.values()}
-            if len(sizes) != 1 or () in sizes:
+            if len(sizes) != 1 or sizes & {(), (0,)}:
                 raise ValueError("the inputs of one batch differ in batch size, or have none")
         if self.source_outputs is not None:
             ours, theirs = map(_shapes, (self.outputs, self.source_outputs))
@@ -89,7 +89,7 @@ class Reference:
 
 def reference_path(artifact: StrPath) -> Path:
     """Where the reference of an artifact lies: `model.onnx.ref.npz` beside `model.onnx`."""
-    path = Path(artifact)
+    path = followed(artifact)
     if path.name in ("", ".."):  # `.` and the like: it lies beside that folder, not inside
         path = Path(os.path.abspath(path))
     return path.parent / f"{path.name}.ref.npz"
@@ -97,7 +97,7 @@ def reference_path(artifact: StrPath) -> Path:
 
 def data_path(artifact: StrPath) -> Path:
     """Where an ONNX file's external data lies: `model.onnx.data` beside `model.onnx`."""
-    path = Path(artifact)
+    path = followed(artifact)
     return path.with_name(f"{path.name}.data")
 
 
@@ -126,7 +126,7 @@ def fingerprint(artifact: StrPath) -> str:
     Raises:
         LoadError: a file can't be read.
     """
-    path = Path(artifact)
+    path = followed(artifact)
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
     elif data_path(path).is_file():

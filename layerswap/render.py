@@ -45,8 +45,9 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         parts += _checked(checked, own, width)
     if not report.checked:
         # A plan's remarks are many, and in its JSON; those of later stages are few.
-        hidden = [n for n in report.plan.notes if n.severity == "info"] if report.plan else []
-        parts += _findings([finding for finding in report.findings if finding not in hidden])
+        planned = report.plan.notes if report.plan else ()
+        parts += _findings([f for f in report.findings if f in planned and f.severity != "info"])
+        parts += _findings([f for f in report.findings if f not in planned], by_message=True)
     if report.transfer is not None:
         log = report.transfer
         parts.append(
@@ -181,13 +182,17 @@ def _checked(checked: Checked, findings: Sequence[Finding], width: int | None) -
     return [*lines, f"{checked.source}: {verdict}; {looked}"]
 
 
-def _findings(findings: Sequence[Finding]) -> list[str]:
-    """One line per code: a model of 200 layers would otherwise say the same 200 times."""
-    by_code: dict[str, list[Finding]] = {}
+def _findings(findings: Sequence[Finding], by_message: bool = False) -> list[str]:
+    """One line per code: a model of 200 layers would otherwise say the same 200 times.
+
+    With `by_message` one per code and message.
+    """
+    groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        by_code.setdefault(finding.code, []).append(finding)
+        key = (finding.code, finding.message if by_message else "")
+        groups.setdefault(key, []).append(finding)
     lines = []
-    for code, group in by_code.items():
+    for (code, _), group in groups.items():
         first = group[0]
         more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
         hint = f" {first.hint}" if first.hint else ""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from layerswap.atomic import followed
 from layerswap.errors import ExportError, LoadError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Runtime(ABC):
             LoadError: the artifact can't be loaded.
             ExportError: the runtime fails on the graph or on these inputs.
         """
-        place = os.fspath(path)
+        place = os.fspath(followed(path))  # external data lies beside the file, not the link
         try:
             place.encode()
         except UnicodeEncodeError as error:  # OpenCV would take the process down

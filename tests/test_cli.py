@@ -19,6 +19,7 @@ from tf_keras import layers
 
 from layerswap import verifying
 from layerswap.__main__ import run
+from layerswap.errors import LoadError
 from layerswap.policy import Policy
 from layerswap.records import Report, SwapPlan, from_json
 
@@ -308,17 +309,65 @@ def test_a_file_that_fails_is_removed(command, tiny, here, failing):
 
 
 def test_keep_failed_keeps_all_of_it_in_a_folder(command, tiny, here, failing, monkeypatch):
-    for _ in range(2):
-        code, _, err = command(
-            "convert", tiny, "out.onnx", "-q", "--keep-failed", "--external-data", "always"
-        )
-        assert code == 1
-        assert "The file is kept as out.onnx.failed/out.onnx." in err
-        assert names(here) == ["out.onnx.failed"]
-        kept = here / "out.onnx.failed"
-        assert names(kept) == ["out.onnx", "out.onnx.data", "out.onnx.ref.npz"]
+    arguments = ("convert", tiny, "out.onnx", "-q", "--keep-failed")
+    code, _, err = command(*arguments, "--external-data", "always")
+    assert code == 1
+    assert "The file is kept as out.onnx.failed/out.onnx." in err
+    assert names(here) == ["out.onnx.failed"]
+    kept = here / "out.onnx.failed"
+    assert names(kept) == ["out.onnx", "out.onnx.data", "out.onnx.ref.npz"]
+    assert command(*arguments)[0] == 2
+    assert command(*arguments, "--force")[0] == 1
+    assert names(kept) == ["out.onnx", "out.onnx.ref.npz"]
+    (kept / "mine").touch()
+    code, _, err = command(*arguments, "--force")
+    assert code == 2
+    assert "is in the way of what --keep-failed may keep" in err
     monkeypatch.undo()
     assert command("verify", kept / "out.onnx")[0] == 0
+
+
+def test_keep_failed_keeps_what_the_runtime_cannot_load(command, tiny, here, monkeypatch):
+    def fail(*arguments):
+        raise LoadError("can't load it", where="out.onnx")
+
+    monkeypatch.setattr(verifying, "measure_parity", fail)
+    code, _, err = command("convert", tiny, "out.onnx", "-q", "--keep-failed")
+    assert code == 3
+    assert "The file is kept as out.onnx.failed/out.onnx." in err
+    assert names(here / "out.onnx.failed") == ["out.onnx", "out.onnx.ref.npz"]
+
+
+@pytest.mark.parametrize("report", ["out", "out/report.txt", "out.ref.npz"])
+def test_a_report_never_goes_into_an_artifact(command, tiny, here, report):
+    assert command("export", tiny, "out", "-q")[0] == 0
+    before = {path: path.read_bytes() for path in here.rglob("*.*") if path.is_file()}
+    for arguments in (("export", tiny, "out/"), ("verify", "out"), ("convert", tiny, "out")):
+        code, _, err = command(*arguments, "--force", "--output-file", report)
+        assert code == 2
+        assert "the report would replace a part of the model or of its reference" in err
+    assert before == {path: path.read_bytes() for path in here.rglob("*.*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input-shape", "1,a"], "--input-shape 1,a: expected sizes with commas between them"),
+        (["--input-shape", "1,2", "--input-shape", "1,3"], "an input has two shapes"),
+        (["--input-shape", "image=1,0"], "must hold one positive integer"),
+        (["--groupnorm", "fast"], "groupnorm must be 'portable', 'plain'"),
+        (["--target", "tvm"], "target_runtime must be 'onnxruntime'"),
+        (["--serving-only"], "serving_only is an option for the format savedmodel, not for onnx"),
+        (["--opset", "99"], "opset 99 is not supported"),
+        (["--format", "keras"], "a file in the format keras needs the suffix .keras"),
+        (["--inputs-as-nchw", "x"], "there is no input 'x'"),
+    ],
+)
+def test_export_options_that_are_wrong_end_with_one_line(command, tiny, here, arguments, message):
+    code, out, err = command("export", tiny, "out.onnx", "-q", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert names(here) == []
 
 
 def test_a_failure_leaves_the_earlier_file(command, tiny, here, failing):
@@ -404,7 +453,7 @@ def test_the_report_never_replaces_the_model_or_what_belongs_to_it(
     ):
         code, _, err = command(*arguments, "--force")
         assert code == 2, arguments
-        assert "the report would replace the model or its reference" in err
+        assert "the report would replace a part of the model or of its reference" in err
     assert source.read_bytes() == before
     assert names(here) == ["in.keras", "link.keras"]
     assert command("verify", digits_onnx)[0] == 0

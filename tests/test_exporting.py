@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,11 +18,11 @@ import tf_keras
 from tf_keras import layers
 
 import layerswap as ls
-from layerswap.errors import ExportError, UsageError
+from layerswap.errors import ExportError, LoadError, UsageError
 from layerswap.onnx_graph import files
 from layerswap.onnx_graph.opsets import newest_opset
 from layerswap.records import PROFILE_OPSETS
-from layerswap.references import load_reference
+from layerswap.references import load_reference, save_reference
 from zoo import randomize
 
 
@@ -343,6 +344,62 @@ def test_a_table_of_words_is_served(tmp_path):
     loaded = tf.saved_model.load(str(tmp_path / "served"))
     (got,) = loaded.signatures["serving_default"](tf.constant(["b", "?"])).values()
     np.testing.assert_allclose(got, model(tf.constant(["b", "?"])), atol=1e-6)
+
+
+def test_a_symbolic_link_leads_to_all_of_the_artifact(converted, tmp_path):
+    (tmp_path / "real").mkdir()
+    link, real = tmp_path / "link.onnx", tmp_path / "real" / "m.onnx"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    artifact = ls.export(converted, link, overwrite=True, external_data="always")
+    names = ["m.onnx", "m.onnx.data", "m.onnx.ref.npz"]
+    assert sorted(p.name for p in (tmp_path / "real").iterdir()) == names
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.onnx", "real"]
+    assert link.is_symlink()
+    assert artifact.path == str(link)
+    assert ls.verify(link).ok
+    assert ls.verify(real).ok
+
+
+def test_a_reference_of_what_was_replaced_goes(converted, tmp_path):
+    ls.export(converted, tmp_path / "m.onnx")
+    nothing = tf_keras.Sequential([layers.Input((2,)), layers.Lambda(lambda x: x / 0.0)])
+    artifact = ls.export(nothing, tmp_path / "m.onnx", overwrite=True, verify=False)
+    assert artifact.reference is None
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_reference_that_leaves_out_an_output_proves_nothing(converted, tmp_path):
+    path = tmp_path / "m.onnx"
+    ls.export(converted, path)
+    reference = load_reference(f"{path}.ref.npz")
+    outputs = tuple({"scores": batch["scores"]} for batch in reference.outputs)
+    partial = dataclasses.replace(reference, outputs=outputs, source_outputs=None)
+    save_reference(partial, tmp_path / "partial.npz")
+    with pytest.raises(LoadError, match="says nothing of the output picture"):
+        ls.verify(path, tmp_path / "partial.npz")
+
+
+@pytest.mark.parametrize("model", [5, None, ["m.keras"]])
+def test_what_is_no_model_is_said_so(model, tmp_path):
+    with pytest.raises(UsageError, match="is not a tf_keras model"):
+        ls.export(model, tmp_path / "m.onnx")
+
+
+def test_a_path_is_exported_but_not_onto_itself(tmp_path):
+    network().save(tmp_path / "m.keras")
+    assert ls.export(tmp_path / "m.keras", tmp_path / "m.onnx").parity.ok
+    with pytest.raises(UsageError, match="would replace the model that it is made of"):
+        ls.export(tmp_path / "m.keras", tmp_path / "m.keras", overwrite=True)
+
+
+def test_inputs_of_different_batch_sizes_are_refused(tmp_path):
+    a, b = layers.Input((4,), name="a"), layers.Input((4,), name="b")
+    model = tf_keras.Model([a, b], [layers.ReLU(name="c")(a), layers.ReLU(name="d")(b)])
+    shapes = {"a": (1, 4), "b": (2, 4)}
+    for verify in (True, False):
+        with pytest.raises(UsageError, match="different batch sizes: 1, 2"):
+            ls.export(model, tmp_path / "m.onnx", input_shape=shapes, verify=verify)
 
 
 def test_options_are_given_in_one_way():

@@ -21,17 +21,17 @@ def test_every_form_has_a_lowest_opset():
         ({"opset": 12}, "opset must be an integer, 13 or above, not 12"),
         ({"opset": True}, "opset must be an integer, 13 or above, not True"),
         ({"opset": "18"}, "opset must be an integer, 13 or above, not '18'"),
-        ({"groupnorm": "fast"}, "groupnorm Input should be 'portable', 'plain'"),
+        ({"groupnorm": "fast"}, "groupnorm must be 'portable', 'plain'"),
         ({"groupnrm": "plain"}, "unknown field 'groupnrm'; did you mean 'groupnorm'?"),
-        ({"external_data": "yes"}, "external_data Input should be 'auto', 'always' or 'never'"),
-        ({"fp16": 1}, "fp16 Input should be a valid boolean"),
+        ({"external_data": "yes"}, "external_data must be 'auto', 'always' or 'never'"),
+        ({"fp16": 1}, "fp16 must be a valid boolean"),
         ({"input_shape": (0, 3)}, "one positive integer, or None where it stays open"),
         ({"input_shape": (1.5, 3)}, "one positive integer, or None where it stays open"),
         ({"input_shape": ()}, "one positive integer, or None where it stays open"),
         ({"input_shape": "1,2"}, "one positive integer, or None where it stays open"),
         ({"input_shape": {"a": 3}}, "one positive integer, or None where it stays open"),
-        ({"format": "tflite"}, "format Input should be 'keras', 'h5', 'savedmodel' or 'onnx'"),
-        ({"inputs_as_nchw": 3}, "inputs_as_nchw Input should be a valid tuple, not 3"),
+        ({"format": "tflite"}, "format must be 'keras', 'h5', 'savedmodel' or 'onnx'"),
+        ({"inputs_as_nchw": 3}, "inputs_as_nchw must be a valid tuple, not 3"),
     ],
 )
 def test_a_wrong_value_is_named(fields, message):
@@ -69,6 +69,10 @@ def test_the_format_follows_from_the_suffix_or_is_given(path, fields, kind):
     ("path", "fields", "message"),
     [
         ("m.pt", {}, "unknown suffix '.pt'"),
+        ("m.keras", {"opset": 18}, "opset is an option for the format onnx, not for keras"),
+        ("m.onnx", {"fp16": True, "target_runtime": "onnxruntime"}, "float32, not fp16"),
+        ("m.onnx", {"keep_failed": True, "verify": False}, "nothing to keep where verify is off"),
+        ("here/.onnx", {}, "'.onnx' is a suffix without a name"),
         ("m.onnx", {"format": "keras"}, "a file in the format keras needs the suffix .keras"),
         ("m.keras", {"groupnorm": "plain"}, "groupnorm is an option for the format onnx"),
         ("m.h5", {"opset": 17}, "opset is an option for the format onnx, not for h5"),
@@ -92,6 +96,11 @@ def test_an_option_that_does_not_fit_the_format_is_refused(path, fields, message
     with pytest.raises(UsageError) as caught:
         ExportOptions(**fields).for_path(path)
     assert message in caught.value.message
+
+
+def test_an_option_that_is_off_fits_every_format():
+    off = {"fp16": False, "keep_failed": False, "inputs_as_nchw": None, "serving_only": False}
+    assert ExportOptions(**off).for_path("m.keras").format == "keras"
 
 
 def test_the_default_opset_rises_where_the_form_needs_it():

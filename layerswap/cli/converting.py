@@ -64,7 +64,7 @@ def convert(
     """Load IN, swap every BatchNormalization, write OUT and prove that it computes the same."""
     from layerswap import conversion
 
-    output.check(source, target, f"{target}.ref.npz", f"{target}.data")
+    _check_report(output, source, target)
     with output.failures("convert", source), output.progress() as say:
         report = conversion.convert(
             source,
@@ -94,7 +94,7 @@ def export_model(
     """
     from layerswap import conversion
 
-    output.check(source, target, f"{target}.ref.npz", f"{target}.data")
+    _check_report(output, source, target)
     with output.failures("export", source), output.progress() as say:
         report = conversion.report_export(
             source,
@@ -105,6 +105,12 @@ def export_model(
             **loading.fields(),
         )
     return output.finish(report)
+
+
+def _check_report(output: Output, source: str, target: str) -> None:
+    from layerswap.references import data_path, reference_path
+
+    output.check(source, target, str(reference_path(target)), str(data_path(target)))
 
 
 def _starting_tensorflow(say: Any, loading: Loading) -> Any:

@@ -107,7 +107,10 @@ def _read_export(no_verify: bool, input_shape: tuple[str, ...], **values: Any) -
     if no_verify:
         fields["verify"] = False
     if input_shape:
-        fields["input_shape"] = dict(map(_parse_shape, input_shape))
+        shapes = list(map(_parse_shape, input_shape))
+        fields["input_shape"] = dict(shapes)
+        if len(shapes) > len(fields["input_shape"]):
+            raise UsageError("--input-shape: an input has two shapes")
     return fields
 
 

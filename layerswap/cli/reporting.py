@@ -30,17 +30,20 @@ class Output:
         """Says before any work that the report couldn't be written.
 
         Args:
-            others: files of the command, which a report must not replace.
+            others: files and folders of the command, which a report must not replace or enter.
         """
         if self.output_file is None:
             return
         from layerswap.atomic import check_target
 
-        taken = {os.path.realpath(other) for other in others}
-        if os.path.realpath(self.output_file) in taken:
-            raise UsageError(
-                "the report would replace the model or its reference", where=self.output_file
-            )
+        place = os.path.realpath(self.output_file)
+        for other in map(os.path.realpath, others):
+            if os.path.commonpath((place, other)) == other:
+                raise UsageError(
+                    "the report would replace a part of the model or of its reference",
+                    where=self.output_file,
+                    hint="Choose another place.",
+                )
         check_target(self.output_file, self.force)
 
     @contextmanager

@@ -17,9 +17,9 @@ from layerswap.comparison import (
     tolerance_for,
     widened,
 )
-from layerswap.errors import ExportError, LoadError, reason_of
+from layerswap.errors import ExportError, LoadError, UsageError, reason_of
 from layerswap.keras_graph import storage
-from layerswap.keras_graph.interface import Interface
+from layerswap.keras_graph.interface import Interface, call_arguments
 from layerswap.keras_graph.served import SIGNATURE, call_signature
 from layerswap.keras_graph.walk import find_layers
 from layerswap.records import Array, Parity
@@ -54,11 +54,13 @@ def make_reference(
 
     Raises:
         ExportError: the model fails on the inputs drawn for it.
+        UsageError: the inputs are fixed to different batch sizes.
     """
     failure: Exception | None = None
+    batches = _batches(interface)
     for size in OPEN_AXES:
         try:
-            drawn = tuple(_draw(model, interface, batch, size) for batch in _batches(interface))
+            drawn = tuple(_draw(model, interface, batch, size) for batch in batches)
             answers = tuple(answer(model, batch, interface.outputs) for batch in drawn)
             before = None
             if source is not None:
@@ -106,8 +108,14 @@ def _next(array: Array) -> Array:
 
 def _batches(interface: Interface) -> tuple[int, ...]:
     """The batch sizes to compare at: the one that an input is fixed to, else two."""
-    fixed = {shape[0] for shape in interface.shapes if shape} - {None}
-    return tuple(size for size in fixed if size) or BATCHES
+    fixed = sorted({shape[0] for shape in interface.shapes if shape and shape[0] is not None})
+    if len(fixed) > 1:
+        sizes = ", ".join(map(str, fixed))
+        raise UsageError(
+            f"the inputs are fixed to different batch sizes: {sizes}",
+            hint="Give all of them the same, in input_shape or in the model.",
+        )
+    return tuple(fixed) or BATCHES
 
 
 def _channels_first(batches: tuple[Arrays, ...], names: Sequence[str]) -> tuple[Arrays, ...]:
@@ -230,8 +238,8 @@ def answer(model: Any, inputs: Arrays, names: Sequence[str]) -> Arrays:
             where there are none.
     """
     tensors = [tf.convert_to_tensor(array) for array in inputs.values()]
-    packed = tf.nest.pack_sequence_as(_signature(model), tensors)
-    outputs = tf.nest.flatten(model(packed, training=False))
+    arguments = tf.nest.pack_sequence_as(_signature(model), tensors)
+    outputs = tf.nest.flatten(model(*arguments, training=False))
     names = names or [f"output_{i + 1}" for i in range(len(outputs))]
     return {name: np.asarray(tensor) for name, tensor in zip(names, outputs, strict=True)}
 
@@ -243,16 +251,9 @@ def compute_dtype(model: Any) -> str:
     return min(found, key=lambda name: widths[name], default="float32")
 
 
-def _signature(model: Any) -> Any:
-    """The structure of the model's inputs, with a tensor or spec at each leaf."""
+def _signature(model: Any) -> tuple[Any, ...]:
+    """The structure of the model's positional arguments, with a spec at each leaf."""
     nested = getattr(model, "_nested_inputs", None)
     if nested is not None:
-        return tf.nest.map_structure(lambda t: t.type_spec, nested)
-    spec = model.save_spec()
-    if spec is None:
-        raise ExportError(
-            "the model's inputs are unknown",
-            where=str(model.name),
-            hint="Call the model once on sample data before the export.",
-        )
-    return spec[0][0]
+        return (tf.nest.map_structure(lambda t: t.type_spec, nested),)
+    return call_arguments(model)

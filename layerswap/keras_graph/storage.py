@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -122,7 +123,9 @@ def save(
             if isinstance(error, tf.errors.OpError):  # TensorFlow's own, of the file system
                 raise ExportError(
                     "can't be written: "
-                    + reason_of(error).replace(os.fspath(temporary), os.fspath(path))[:300],
+                    + re.sub(r"\{\{.*?\}\} *", "", reason_of(error)).replace(
+                        os.fspath(temporary), os.fspath(path)
+                    )[:300],
                     where=os.fspath(path),
                     hint="Nothing was changed. Free some space or choose another place.",
                 ) from error

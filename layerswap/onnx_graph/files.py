@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import onnx
 
-from layerswap.atomic import replacing
 from layerswap.errors import ExportError
 from layerswap.onnx_graph import graphs
 from layerswap.options import ExternalData
 from layerswap.records import Array
+from layerswap.references import data_path
 
 # A protobuf message ends at 2 GiB; beyond this the weights go beside the file.
 SINGLE_FILE_BYTES = 1_900_000_000
@@ -34,26 +33,21 @@ def write(
     path: str | os.PathLike[str],
     *,
     external_data: ExternalData = "auto",
-    overwrite: bool = False,
 ) -> list[Path]:
     """Writes a model; its larger weights go into `NAME.onnx.data` where they must or shall.
-
-    A file that was there before is replaced only once the new one is complete.
 
     Args:
         light: a model without initializers; not changed.
         constants: value of each initializer, in order.
-        path: the `.onnx` file.
+        path: the `.onnx` file, in a folder of its own until it is proven (`atomic.staging`).
         external_data: `always`, `never`, or `auto`: where a single file could not hold them.
-        overwrite: whether existing files may be replaced.
 
     Returns:
         The files written, the model's first.
 
     Raises:
-        UsageError: a file exists and `overwrite` is false.
-        ExportError: a file can't be written, or the weights don't fit into a single one that
-            was asked for.
+        ExportError: the weights don't fit into a single file, which was asked for.
+        OSError: a file can't be written.
     """
     target = Path(path)
     size = sum(value.nbytes for value in constants.values())
@@ -64,19 +58,15 @@ def write(
             where=os.fspath(path),
             hint="Let them go beside the file: --external-data auto.",
         )
-    data = None
+    outside: dict[str, onnx.TensorProto] = {}
+    written = [target]
     if too_large or external_data == "always":
-        data = target.with_name(f"{target.name}.data")
-    with ExitStack() as files:
-        partial = files.enter_context(replacing(target, overwrite))
-        outside: dict[str, onnx.TensorProto] = {}
-        if data is not None:
-            partial_data = files.enter_context(replacing(data, overwrite))
-            with partial_data.open("wb") as stream:
-                outside = dict(_write_data(constants, stream, data.name))
-        with partial.open("wb") as stream:
-            _write_model(light, constants, outside, stream)
-    return [target] if data is None else [target, data]
+        written.append(data_path(target))
+        with written[1].open("wb") as stream:
+            outside = dict(_write_data(constants, stream, written[1].name))
+    with target.open("wb") as stream:
+        _write_model(light, constants, outside, stream)
+    return written
 
 
 def _write_data(

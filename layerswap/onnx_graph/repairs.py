@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,11 +25,13 @@ def repair(light: onnx.ModelProto, constants: dict[str, Array]) -> None:
         constants: value of each initializer; extended.
     """
     producers = {name: node for node in light.graph.node for name in node.output}
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in light.graph.input}
     uses = graphs.use_counts(light.graph)
+    for node in reversed(light.graph.node):  # of two Transposes that cancel, the second finds it
+        if node.op_type == "Transpose" and uses[node.output[0]]:
+            _transpose_first(node, producers, ranks, uses, constants)
     for node in light.graph.node:
-        if node.op_type == "Transpose":
-            _transpose_first(node, producers, uses, constants)
-        elif node.op_type in _REDUCTIONS and node.input[0] in producers:
+        if node.op_type in _REDUCTIONS and node.input[0] in producers:
             _reduce_in_place(node, producers[node.input[0]], constants)
         elif node.op_type == "Resize":
             _legal_resize(node, constants)
@@ -37,20 +40,23 @@ def repair(light: onnx.ModelProto, constants: dict[str, Array]) -> None:
 def _transpose_first(
     node: onnx.NodeProto,
     producers: Mapping[str, onnx.NodeProto],
-    uses: Mapping[str, int],
+    ranks: Mapping[str, int],
+    uses: Counter[str],
     constants: dict[str, Array],
 ) -> None:
     """Preprocessing works on whole planes of an image, not on its three channels at a time.
 
     input → arithmetic with constants → Transpose  ⇒  input → Transpose → the same arithmetic
+
+    Two Transposes with arithmetic between them that cancel go in the same way.
     """
-    permutation = graphs.attribute(node, "perm")
+    permutation: list[int] | None = graphs.attribute(node, "perm")
     chain: list[onnx.NodeProto] = []
     x = node.input[0]
-    while (maker := producers.get(x)) is not None:
+    while (maker := producers.get(x)) is not None and maker.op_type != "Transpose":
         others = [name for name in maker.input if name not in constants]
-        ranks = [constants[name].ndim for name in maker.input if name in constants]
-        fits = len(others) == 1 and max(ranks, default=0) <= len(permutation or ())
+        widest = max((constants[n].ndim for n in maker.input if n in constants), default=0)
+        fits = len(others) == 1 and widest <= len(permutation or ())
         if maker.op_type not in _ARITHMETIC or uses[x] != 1 or not fits:
             return
         chain.insert(0, maker)
@@ -59,12 +65,23 @@ def _transpose_first(
         return
     # Each node takes the place of the one behind it, so that the order stays right.
     steps = [helper.make_node("Transpose", [x], [f"{node.output[0]}/0"], perm=permutation)]
+    value = steps[0].output[0]
+    if maker is not None:
+        first = graphs.attribute(maker, "perm")
+        if not first or [first[axis] for axis in permutation] != sorted(permutation):
+            return
+        # Neither Transpose is read any more; canonical drops what is dead.
+        value = maker.input[0]
+        uses[maker.output[0]] = 0
+    elif ranks.get(x) != len(permutation):
+        return
     for number, old in enumerate(chain, 1):
         inputs = [
-            _transposed(name, permutation, constants) if name in constants else steps[-1].output[0]
+            _transposed(name, permutation, constants) if name in constants else value
             for name in old.input
         ]
-        steps.append(helper.make_node(old.op_type, inputs, [f"{node.output[0]}/{number}"]))
+        value = f"{node.output[0]}/{number}"
+        steps.append(helper.make_node(old.op_type, inputs, [value]))
     steps[-1].output[0] = node.output[0]
     for place, step in zip((*chain, node), steps, strict=True):
         place.CopyFrom(step)

@@ -85,11 +85,14 @@ def _affine(
     node: onnx.NodeProto, links: _Links, constants: dict[str, Array]
 ) -> dict[str, list[onnx.NodeProto]]:
     """The affine of a GroupNorm as a convolution, by the tensor that it makes."""
-    x, gamma, beta = node.input[:3]
+    x, gamma, beta, mean, variance = node.input
     back = links.maker(x, "Reshape")
     if (
         back is None
         or links.maker(back.input[0], "InstanceNormalization") is None
+        or constants.get(mean, np.ones(1)).any()  # a BatchNormalization of the user's
+        or (constants.get(variance, np.zeros(1)) != 1).any()
+        or graphs.attribute(node, "epsilon", 1e-5) != 0
         or links.reader(node.output[0]) not in _TAKEN_IN
         or gamma not in constants
         or constants[gamma].size % _BLOCK

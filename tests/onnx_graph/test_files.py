@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from layerswap.errors import ExportError, UsageError
+from layerswap.errors import ExportError
 from layerswap.onnx_graph import files, graphs
 from layerswap.onnx_graph.files import write
 
@@ -105,11 +105,3 @@ def test_never_beside_refuses_what_one_file_cannot_hold(tmp_path, monkeypatch):
         write(light(), values, tmp_path / "m.onnx", external_data="never")
     assert "--external-data auto" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_file_of_either_name_stays(tmp_path):
-    values = {"w": np.zeros(1000, np.float32)}
-    (tmp_path / "m.onnx.data").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="exists already"):
-        write(light(), values, tmp_path / "m.onnx", external_data="always")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx.data": b"mine"}

@@ -133,6 +133,24 @@ def test_any_other_convolution_stays(settings, kernel, size):
     assert operators["Conv"] == 1
 
 
+@pytest.mark.parametrize("trained", ["mean", "variance", "epsilon"])
+def test_a_batchnorm_of_the_user_s_is_not_taken_for_the_affine(trained):
+    """A GN without γ and β has no affine; what follows it may look like one."""
+    epsilon = 0.01 if trained == "epsilon" else 0.0
+    body = f"n = GN(x, one, zero) b = BatchNormalization<epsilon = {epsilon}>(n, g, h, m, v)"
+    constants = {
+        "one": np.ones(32, np.float32),
+        "zero": np.zeros(32, np.float32),
+        "g": normal(32),
+        "h": normal(32),
+        "m": normal(32) if trained == "mean" else np.zeros(32, np.float32),
+        "v": normal(32) ** 2 + 0.1 if trained == "variance" else np.ones(32, np.float32),
+    }
+    models, operators = both(graph(f"{body} y = Relu(b)", 32), constants)
+    assert operators["BatchNormalization"] == 1
+    assert_same(models, normal(2, 32, 14, 14))
+
+
 def test_a_biased_convolution_and_one_with_two_readers_stay():
     biased = "c = Conv(x, w, b) y = GN(c, gamma, beta)"
     twice = "c = Conv(x, w) n = GN(c, gamma, beta) y = Add(n, c)"
