@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerswap.atomic import StrPath, check_target, followed, publish, staging
+from layerswap import destinations
+from layerswap.atomic import StrPath, followed, staging
 from layerswap.comparison import measure_drift
 from layerswap.errors import (
     ExportError,
@@ -30,7 +30,6 @@ from layerswap.records import (
 )
 from layerswap.references import (
     Reference,
-    data_path,
     fingerprint,
     is_storable,
     reference_path,
@@ -106,9 +105,9 @@ def export(
                 raise _disparity(parity, target)
         except (ExportError, LoadError, ParityError) as error:
             if wanted.keep_failed:
-                error.hint = f"The file is kept as {_keep(written, target)}."
+                error.hint = f"The file is kept as {destinations.keep(written.files, target)}."
             raise
-        return _publish(written, path, wanted, reference, parity)
+        return _finish(written, path, wanted, reference, parity)
 
 
 def read_options(
@@ -139,20 +138,9 @@ def prepare(path: StrPath, options: ExportOptions, source: Any = None) -> Export
         ExportError: the folder is missing or can't be written to.
         MissingExtraError: the runtime that is to verify it isn't installed.
     """
-    if _is_path(source) and os.path.realpath(source) == os.path.realpath(path):
-        raise UsageError(
-            "the result would replace the model that it is made of",
-            where=os.fspath(path),
-            hint="Choose another path.",
-        )
     wanted = options.for_path(path)
-    check_target(path, wanted.overwrite, folder=wanted.format == "savedmodel")
-    if wanted.format in ("onnx", "savedmodel"):
-        check_target(reference_path(path), wanted.overwrite)
+    destinations.check(path, wanted, source)
     if wanted.format == "onnx":
-        check_target(data_path(path), wanted.overwrite)
-        if wanted.keep_failed:
-            _check_failed(path, wanted.overwrite)
         if wanted.opset > TRACED_OPSET:
             from layerswap.onnx_graph.opsets import newest_opset
 
@@ -179,14 +167,10 @@ def require_keras() -> None:
             raise MissingExtraError(package, "keras", "reading and writing Keras models")
 
 
-def _is_path(model: Any) -> bool:
-    return isinstance(model, str | os.PathLike)
-
-
 def _keras_model(model: Any) -> Any:
     from layerswap.keras_graph import storage
 
-    if _is_path(model):
+    if destinations.is_path(model):
         return storage.load(model)
     storage.check_model(model)
     return model
@@ -298,26 +282,20 @@ def _prove(
     return reference, running.reload_parity(written.model, artifact, reference)
 
 
-def _publish(
+def _finish(
     written: _Written,
     path: StrPath,
     options: ExportOptions,
     reference: Reference | None,
     parity: Parity | None,
 ) -> Artifact:
-    """Moves the files to their places, the artifact last."""
-    target = followed(path)
-    artifact, *others = written.files
-    moves = [(file, target.with_name(file.name)) for file in (*others, artifact)]
-    for file, place in moves:
-        check_target(place, options.overwrite, folder=file.is_dir())  # may have appeared meanwhile
+    """Puts the files in their places and says what they are."""
+    artifact = written.files[0]
     own = [f for file in written.files if file != reference_path(artifact) for f in _files_in(file)]
     size = sum(file.stat().st_size for file in own)
     checksum = None if artifact.is_dir() else sha256_of(artifact)
-    publish(moves)
-    if options.format in ("onnx", "savedmodel"):
-        for stale in {data_path(target), reference_path(target)} - {place for _, place in moves}:
-            stale.unlink(missing_ok=True)  # belonged to what was replaced
+    has_reference = reference_path(artifact) in written.files
+    destinations.place(written.files, path, options)
     assert options.format is not None
     return Artifact(
         path=str(path),
@@ -325,7 +303,7 @@ def _publish(
         bytes=size,
         opset=options.opset if options.format == "onnx" else None,
         sha256=checksum,
-        reference=str(reference_path(path)) if reference_path(artifact) in others else None,
+        reference=str(reference_path(path)) if has_reference else None,
         parity=parity,
         drift=None if reference is None else _drift(reference),
         findings=written.findings,
@@ -336,46 +314,10 @@ def _files_in(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
-def _keep(written: _Written, target: Path) -> Path:
-    """Puts what failed into a folder of its own, complete, so that `verify` runs on it there."""
-    folder = _failed_path(target)
-    folder.mkdir(exist_ok=True)
-    artifact, *others = written.files
-    for stale in folder.iterdir():
-        stale.unlink()
-    publish([(file, folder / file.name) for file in (*others, artifact)])
-    return folder / artifact.name
-
-
 def _drift(reference: Reference) -> Drift | None:
     if reference.source_outputs is None:
         return None
     return measure_drift(reference.source_outputs, reference.outputs)
-
-
-def _failed_path(path: StrPath) -> Path:
-    target = followed(path)
-    return target.with_name(f"{target.name}.failed")
-
-
-def _check_failed(path: StrPath, overwrite: bool) -> None:
-    """Whether a file that fails could be kept: over nothing, or over an earlier one's folder."""
-    folder, target = _failed_path(path), followed(path)
-    known = {target.name, data_path(target).name, reference_path(target).name}
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir() or any(file.name not in known for file in folder.iterdir()):
-        raise UsageError(
-            "is in the way of what --keep-failed may keep",
-            where=str(folder),
-            hint="Move it, or choose another path.",
-        )
-    if not overwrite:
-        raise UsageError(
-            "exists already, from an earlier failure",
-            where=str(folder),
-            hint="Remove it, or replace it: --force on the command line, overwrite=True in Python.",
-        )
 
 
 def _disparity(parity: Parity, target: Path) -> ParityError:

@@ -95,8 +95,8 @@ class ExportOptions(BaseModel):
             all of rank 4, that are channels first in the ONNX file though not in Keras.
         input_shape: shape that an input is fixed to, the batch first and None where an axis
             stays open; for several inputs a mapping from their names.
-        fp16: weights and computation of an ONNX file in float16, normalisation, reductions and
-            the types of inputs and outputs excepted.
+        fp16: convolutions and products of an ONNX file with weights, and what lies between
+            them, in float16; normalisation, reductions, inputs and outputs stay as they are.
         external_data: whether large weights go beside an ONNX file, into `NAME.onnx.data`:
             "auto" (where one file can't hold them), "always" or "never".
         serving_only: leave the Keras part out of a SavedModel; TensorFlow runs it, tf_keras

@@ -308,15 +308,19 @@ MUTATIONS = (
     broken(
         "sizes of images go through float16",
         (
-            "onnx_graph/float16.py",
-            'if node.op_type not in ("Shape", "Size") and',
-            "if True and",
+            "onnx_graph/half_rules.py",
+            "if not all(n in narrow or n in self._moderate for n in moving):",
+            "if False:",
         ),
         at="tests/onnx_graph/test_float16.py",
     ),
     broken(
-        "weights beyond float16 become infinite",
-        ("onnx_graph/float16.py", "if largest > _LARGEST:", "if False:"),
+        "weights too small or too large for float16 are halved",
+        (
+            "onnx_graph/half_rules.py",
+            "if not float(_FLOAT16.tiny) <= largest <= float(_FLOAT16.max):",
+            "if False:",
+        ),
         at="tests/onnx_graph/test_float16.py",
     ),
     broken(
@@ -347,7 +351,7 @@ MUTATIONS = (
     ),
     broken(
         "weights of a replaced file stay beside it",
-        ("exporting.py", "data_path(target).unlink(missing_ok=True)", "pass"),
+        ("destinations.py", "stale.unlink(missing_ok=True)", "pass"),
         at="tests/test_exporting.py",
         only="beside",
     ),

@@ -164,7 +164,7 @@ export_options = _grouped(
         metavar="NAME|all",
         help="ONNX outputs of 4 axes that become channels first.",
     ),
-    click.option("--fp16", is_flag=True, help="ONNX in float16, normalisation in float32."),
+    click.option("--fp16", is_flag=True, help="ONNX in float16 but for what needs float32."),
     click.option(
         "--external-data",
         metavar="auto|always|never",

@@ -24,7 +24,7 @@ from layerswap.records import Array
 
 # Cheap and exact, or arithmetic that a model does on its own weights (weight standardisation).
 _LAYOUT = frozenset(
-    ("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze")
+    ("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Slice", "Squeeze")
 ) | {"Transpose", "Unsqueeze"}
 _ARITHMETIC = frozenset(
     ("Add", "Div", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMean", "ReduceSum")

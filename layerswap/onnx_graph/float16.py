@@ -1,11 +1,14 @@
-"""Puts a graph's computation into float16, except where 16 bits lose too much.
+"""Puts a graph's computation into float16 where that pays and loses little.
 
-What stays in float32: normalisation (its variance overflows float16 at 65504), reductions and
-exponentials, loops and branches, what is computed from shapes, casts, and the types of the
-graph's inputs and outputs. Between the two go Cast nodes, one for each tensor at most.
+Into float16 go products with weights (convolutions, matrices, tables), and what only passes
+their results on: activations, shapes, and plain arithmetic. The rest stays in float32, as do the
+types of the graph's inputs and outputs. Between the two go Cast nodes, one for each tensor and
+direction at most.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -14,14 +17,10 @@ from onnx import TensorProto, defs, helper, shape_inference
 from layerswap.errors import ExportError
 from layerswap.onnx_graph import graphs
 from layerswap.onnx_graph.groupnorm import DOMAIN, OP_TYPE
+from layerswap.onnx_graph.half_rules import CANDIDATES, Rules
 from layerswap.records import Array
 
-_NORMALISATIONS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
-_SUMS = ("CumSum", "GlobalAveragePool", "LpNormalization", "MeanVarianceNormalization")
-_KEPT = frozenset(
-    (*_NORMALISATIONS, *_SUMS, "Cast", "Exp", "LogSoftmax", "Pow", "Softmax", "Softplus")
-)
-_LARGEST = float(np.finfo(np.float16).max)
+_UNTYPED = frozenset(("Cast", "Shape", "Size"))  # take either type
 
 
 def to_float16(light: onnx.ModelProto, constants: dict[str, Array]) -> None:
@@ -29,10 +28,10 @@ def to_float16(light: onnx.ModelProto, constants: dict[str, Array]) -> None:
 
     Args:
         light: a graph without initializers, GroupNorm nodes not yet expanded.
-        constants: value of each initializer; extended and changed.
+        constants: value of each initializer; extended.
 
     Raises:
-        ExportError: a weight is too large for float16; names it.
+        ExportError: the model computes in float64.
     """
     _Halved(light, constants).rewrite()
 
@@ -48,31 +47,32 @@ class _Halved:
         self._nodes: list[onnx.NodeProto] = []
 
     def rewrite(self) -> None:
-        from_data = {value.name for value in self._graph.input}
-        for node in list(self._graph.node):
-            slots = self._convertible(node)
-            if node.op_type not in ("Shape", "Size") and from_data.intersection(graphs.reads(node)):
-                from_data.update(node.output)
-            # Sizes of images don't fit into float16: what hangs on shapes alone stays.
-            data = any(n in self._wide and n in from_data for n in node.input)
-            if slots is None or not data:
-                self._keep(node)
-            else:
+        nodes = list(self._graph.node)
+        rules = Rules(nodes, self._wide, dict(self._constants))
+        for node in nodes:
+            rules.follow(node)
+            slots = self._slots(node)
+            if node.op_type in _UNTYPED:
+                self._nodes.append(node)
+            elif slots and rules.may_halve(node, _chosen(node.input, slots[0]), self._narrow):
                 self._halve(node, *slots)
+            else:
+                self._keep(node)
+        if not self._narrow:
+            self._refuse_float64()
         for value in self._graph.output:
             if value.name in self._narrow:
                 self._restore(value.name)
         graphs.replace_all(self._graph.node, self._nodes)
 
-    def _convertible(self, node: onnx.NodeProto) -> tuple[list[bool], list[bool]] | None:
-        """Which inputs and outputs may be float16; None where the node stays as it is."""
-        kept = node.op_type in _KEPT or node.op_type.startswith("Reduce")
-        if node.domain or kept or any(True for _ in graphs.subgraphs(node)):
+    def _slots(self, node: onnx.NodeProto) -> tuple[list[bool], list[bool]] | None:
+        """Which inputs and outputs can be float16; None where the node must stay as it is."""
+        if node.domain or node.op_type not in CANDIDATES:
             return None
         schema = defs.get_schema(node.op_type, self._opset)
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
 
-        def may(formal: list[defs.OpSchema.FormalParameter], names: list[str]) -> list[bool]:
+        def can(formal: list[defs.OpSchema.FormalParameter], names: list[str]) -> list[bool]:
             # The last formal parameter may stand for any number of actual ones.
             kinds = [formal[min(i, len(formal) - 1)].type_str for i in range(len(names))]
             return [
@@ -80,11 +80,21 @@ class _Halved:
                 for kind, name in zip(kinds, names, strict=True)
             ]
 
-        inputs = may(list(schema.inputs), list(node.input))
-        outputs = may(list(schema.outputs), list(node.output))
+        inputs = can(list(schema.inputs), list(node.input))
+        outputs = can(list(schema.outputs), list(node.output))
         # A type that the operator doesn't have in 16 bits holds back the whole node.
         bound = [n in self._wide for n in node.output]
-        return (inputs, outputs) if outputs == bound else None
+        return (inputs, outputs) if any(outputs) and outputs == bound else None
+
+    def _refuse_float64(self) -> None:
+        kinds = [value.type.tensor_type.elem_type for value in self._graph.input]
+        doubles = [name for name, v in self._constants.items() if v.dtype == np.float64 and v.ndim]
+        if doubles or TensorProto.DOUBLE in kinds:
+            raise ExportError(
+                "the model computes in float64, and --fp16 is for models in float32",
+                where=doubles[0] if doubles else "",
+                hint="Build the model in float32, or export without --fp16.",
+            )
 
     def _keep(self, node: onnx.NodeProto) -> None:
         """Feeds a node that stays in float32, and its bodies, with float32."""
@@ -102,14 +112,14 @@ class _Halved:
             else:
                 names.append(self._widened(name) if name in self._narrow else name)
         graphs.replace_all(node.input, names)
-        self._narrow.update(n for n, may in zip(node.output, outputs, strict=True) if may)
+        self._narrow.update(_chosen(node.output, outputs))
         self._nodes.append(node)
 
     def _narrowed(self, name: str) -> str:
         if name in self._constants:
             half = f"{name}/float16"
             if half not in self._constants:
-                self._constants[half] = _half(name, self._constants[name])
+                self._constants[half] = self._constants[name].astype(np.float16)
             return half
         return self._cast(name, f"{name}/float16", TensorProto.FLOAT16)
 
@@ -125,12 +135,18 @@ class _Halved:
     def _restore(self, name: str) -> None:
         """Gives a graph output its float32 and its name back."""
         inner = f"{name}/inner"
+        renamed = {name: inner, f"{name}/float32": name}
         for node in self._nodes:
-            graphs.replace_all(node.input, [inner if n == name else n for n in node.input])
-            graphs.replace_all(node.output, [inner if n == name else n for n in node.output])
+            graphs.replace_all(node.input, [renamed.get(n, n) for n in node.input])
+            graphs.replace_all(node.output, [renamed.get(n, n) for n in node.output])
             for body in graphs.subgraphs(node):
-                _rename_outer(body, {name: inner})
-        self._nodes.append(helper.make_node("Cast", [inner], [name], to=TensorProto.FLOAT))
+                _rename_outer(body, renamed)
+        if f"{name}/float32" not in self._casts:
+            self._nodes.append(helper.make_node("Cast", [inner], [name], to=TensorProto.FLOAT))
+
+
+def _chosen(names: Iterable[str], which: Iterable[bool]) -> list[str]:
+    return [name for name, chosen in zip(names, which, strict=True) if chosen]
 
 
 def _float32_tensors(light: onnx.ModelProto, constants: dict[str, Array]) -> set[str]:
@@ -145,18 +161,6 @@ def _float32_tensors(light: onnx.ModelProto, constants: dict[str, Array]) -> set
     values = (*known.input, *known.value_info, *known.output)
     found = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     return found | {name for name, value in constants.items() if value.dtype == np.float32}
-
-
-def _half(name: str, value: Array) -> Array:
-    largest = float(np.max(np.abs(value), initial=0.0))
-    if largest > _LARGEST:
-        raise ExportError(
-            f"a weight as large as {largest:.3g} doesn't fit into float16, which ends at "
-            f"{_LARGEST:g}",
-            where=name,
-            hint="Export without --fp16.",
-        )
-    return value.astype(np.float16)
 
 
 def _rename_outer(body: onnx.GraphProto, renamed: dict[str, str]) -> None:

@@ -35,6 +35,7 @@ def repair(light: onnx.ModelProto, constants: dict[str, Array]) -> None:
             _reduce_in_place(node, producers[node.input[0]], constants)
         elif node.op_type == "Resize":
             _legal_resize(node, constants)
+            _whole_sizes(node, constants)
 
 
 def _transpose_first(
@@ -132,3 +133,17 @@ def _legal_resize(node: onnx.NodeProto, constants: dict[str, Array]) -> None:
     graphs.replace_all(
         node.attribute, [*kept, *(helper.make_attribute(k, v) for k, v in changed.items())]
     )
+
+
+def _whole_sizes(node: onnx.NodeProto, constants: dict[str, Array]) -> None:
+    """A size is ⌊size · scale⌋, and rounding of the scale must not make it one less.
+
+    6 · float32(7 / 6) is 6.9999998. The next larger scale is at least 7 / 6.
+    """
+    scales = constants.get(node.input[2]) if len(node.input) > 2 else None
+    if scales is None or (scales == np.round(scales)).all():
+        return
+    name = f"{node.output[0]}/scales"
+    larger = np.nextafter(scales, np.float32(np.inf))
+    constants[name] = np.where(scales == np.round(scales), scales, larger)
+    node.input[2] = name

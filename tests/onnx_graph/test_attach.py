@@ -326,3 +326,32 @@ def test_other_arithmetic_before_a_transpose_stays(chain):
     before = model.SerializeToString()
     repair(model, {"three": normal(3), "wide": normal(2, 1, 1, 1, 1)})
     assert model.SerializeToString() == before
+
+
+def test_a_resize_reaches_every_size():
+    """6 · float32(7 / 6) is below 7."""
+    for size in range(1, 40):
+        wanted = np.arange(1, 60)
+        scales = (wanted / size).astype(np.float32)
+        model = parsed("g (float[1,1,H,W] x) => (float[1,1,K,L] y) { y = Resize(x, , s) }")
+        constants = {"s": scales}
+        repair(model, constants)
+        reached = np.float32(size) * constants[model.graph.node[0].input[2]]
+        np.testing.assert_array_equal(np.floor(reached), wanted)
+
+
+def test_the_shape_of_a_weight_is_known():
+    """Else a kernel that is reshaped by its own shape would be stored twice."""
+    text = """g (float[N,6] x) => (float[N,2] y) {
+      shape = Shape(w)
+      size = Gather(shape, last)
+      flat = Concat<axis = 0>(size, size)
+      k = Reshape(w, wanted)
+      y = MatMul(x, k)
+    }"""
+    constants = {"last": np.array([2]), "wanted": np.array([6, 2])}
+    model = parsed(text)
+    constants["w"] = normal(2, 3, 2)
+    attach(model, constants, {})
+    assert [node.op_type for node in model.graph.node] == ["Concat", "MatMul"]
+    np.testing.assert_array_equal(constants["size"], [2])
