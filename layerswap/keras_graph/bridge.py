@@ -18,7 +18,15 @@ from tf2onnx import tf_loader
 from layerswap.errors import ExportError
 from layerswap.keras_graph import carrier, converter, tracing
 from layerswap.keras_graph.freezing import Frozen, freeze_without_weights, inlined
-from layerswap.keras_graph.interface import Interface, channels_first, fix_shapes, input_specs
+from layerswap.keras_graph.interface import (
+    Interface,
+    call_arguments,
+    channels_first,
+    fix_shapes,
+    input_specs,
+    refuse_arguments,
+    refuse_channels_first,
+)
 from layerswap.options import Shape
 from layerswap.records import TRACED_OPSET, Array
 
@@ -67,6 +75,7 @@ def trace(
             layer and the operation.
         UsageError: a shape doesn't fit the model, or there is no such input or output.
     """
+    refuse_arguments(model)
     specs = fix_shapes(input_specs(model), input_shape or {})
     with _CONVERTING, converter.collected_errors() as errors:
         concrete, sites, labels = _concrete(model, specs)
@@ -85,6 +94,8 @@ def trace(
             channels_first("input", inputs_as_nchw, in_ranks),
             channels_first("output", outputs_as_nchw, out_ranks),
         )
+
+        refuse_channels_first(model, input_names, interface.inputs_as_nchw)
 
         def convert(frozen: Frozen, weight_free: bool) -> Traced:
             graph = converter.convert(frozen, opset, sites, renamed, interface, errors)
@@ -110,14 +121,14 @@ def _concrete(model: Any, specs: Sequence[Any]) -> tuple[Any, list[carrier.CallS
     """The inference call as a concrete function, its GroupNorm calls, and output labels."""
     carriers = carrier.Carriers(model.name)
     labels: list[str] = []
-    saved = None if getattr(model, "inputs", None) else model.save_spec()
+    arguments = None if getattr(model, "inputs", None) else call_arguments(model)
 
     def serve(*tensors: Any) -> list[Any]:
         carriers.begin()
-        if saved is None:
+        if arguments is None:
             result = model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)
         else:
-            positional = tf.nest.pack_sequence_as(saved[0], tensors)
+            positional = tf.nest.pack_sequence_as(arguments, tensors)
             result = model(*positional, training=False)
         labels[:] = _labels(result)
         # Identities: the same tensor may be an output twice, or an input as well.

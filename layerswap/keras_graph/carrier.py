@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops.control_flow_v2_func_graphs import ControlFlowFuncGraph
 from tf_keras.layers import GroupNormalization
 
 from layerswap.errors import ExportError
@@ -67,12 +66,11 @@ class Carriers:
         self.sites: list[CallSite] = []
         self.failure: ExportError | None = None
         self._model_name = model_name
-        self._graph: Any = None
 
     def begin(self) -> None:
         """Declares the graph that is being traced now; called inside of it."""
         self.sites.clear()
-        self._graph = tf.compat.v1.get_default_graph()
+        tracing.begin()
 
     def __call__(self, layer: Any, inputs: Any) -> Any:
         """Stands in for `GroupNormalization.call`.
@@ -87,7 +85,7 @@ class Carriers:
         Raises:
             ExportError: the layer computes in a type that the ONNX form can't hold.
         """
-        if not (self._is_inlined() and _is_stock(layer)):
+        if not _is_stock(layer):
             return tracing.stock_call(layer, inputs)
         axis = layer.axis % inputs.shape.rank
         channels = int(inputs.shape[axis])
@@ -119,15 +117,6 @@ class Carriers:
         result.set_shape(inputs.shape)
         return result
 
-    def _is_inlined(self) -> bool:
-        # A `tf.function` inside the model keeps what is traced here for later calls, which
-        # would then run the carrier instead of GroupNormalization: it gets the stock form.
-        # Bodies of loops and branches belong to this trace alone.
-        graph = tf.compat.v1.get_default_graph()
-        while isinstance(graph, ControlFlowFuncGraph):
-            graph = graph.outer_graph
-        return graph is self._graph
-
 
 def rewriter(sites: Sequence[CallSite]) -> Callable[[Any, list[Any]], list[Any]]:
     """A tf2onnx `custom_rewriter` that turns every carrier into a GroupNorm node.
@@ -154,10 +143,11 @@ def _is_stock(layer: Any) -> bool:
 
 def _read(variable: Any) -> Any:
     value = tf.convert_to_tensor(variable)
-    if value.dtype == tf.float32:
-        return value
-    # Past the automatic cast of mixed precision: γ and β stay float32 in the file.
-    return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=tf.float32)
+    stored = getattr(variable, "true_dtype", variable.dtype)
+    if value.dtype != stored:
+        # Past the automatic cast of mixed precision: γ and β stay float32 in the file.
+        value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=stored)
+    return tf.cast(value, tf.float32)
 
 
 def _emit(x: Any, axis: int, attributes: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf2onnx
 from tf2onnx import optimizer, schemas
@@ -24,6 +25,14 @@ from layerswap.keras_graph.interface import Interface
 
 # How Keras begins a message about a failing call.
 CALLING = "Exception encountered when calling layer"
+# How it ends: below come the tensors that the layers were called with, the innermost first.
+_ARGUMENTS = "Call arguments received by layer"
+# How AutoGraph begins a traceback, and an entry of it: place and, deeper indented, source line.
+_USER_CODE = "in user code:"
+_FRAME = re.compile(r"^( *)File \".+\", line \d+, in .*\n(?:\1 +\S.*\n)?", re.MULTILINE)
+
+# What tf2onnx adds about its own functions, as `(fct=<bound method LookupTableFind.version_8…>)`.
+_INTERNALS = re.compile(r"\s*\(fct=[^)]*\)")
 
 
 def convert(
@@ -60,6 +69,7 @@ def convert(
                 inputs_as_nchw=list(interface.inputs_as_nchw),
                 outputs_as_nchw=list(interface.outputs_as_nchw),
                 initialized_tables=frozen.tables,
+                custom_op_handlers={"Erfc": (_complement, [])},
                 custom_rewriter=[carrier.rewriter(sites)],
                 extra_opset=[tf2onnx.utils.make_opsetid(carrier.DOMAIN, 1)],
             )
@@ -68,12 +78,26 @@ def convert(
             converted = optimizer.optimize_graph(converted, catch_errors=False)
             model = converted.make_model("")
     except Exception as error:
-        cause = errors[0] if errors else reason(error)
+        cause = reason(error)
+        if errors and cause not in errors[0]:
+            cause = f"{errors[0]}: {cause}"
         raise ExportError(f"tf2onnx could not convert the model: {cause}") from error
     _check_operations(model.graph, opset)
     if errors:
         raise ExportError(f"tf2onnx could not convert the model: {errors[0]}")
     return model
+
+
+def _complement(graph: Any, node: Any, name: str, _: list[Any]) -> None:
+    """Erfc(x), which TensorFlow's GELU is made of, as 1 − Erf(x)."""
+    x, y = node.input[0], node.output[0]
+    dtype, shape = graph.get_dtype(y), graph.get_shape(y)
+    graph.remove_node(name)
+    erf = graph.make_node("Erf", [x], shapes=[shape], dtypes=[dtype])
+    one = np.ones([1] if shape else [], tf2onnx.utils.map_onnx_to_numpy_type(dtype))
+    constant = graph.make_const(tf2onnx.utils.make_name(name), one)
+    inputs = [constant.output[0], erf.output[0]]
+    graph.make_node("Sub", inputs, outputs=[y], shapes=[shape], dtypes=[dtype])
 
 
 def _widen_scalars(graph: Any) -> None:
@@ -134,7 +158,8 @@ def collected_errors() -> Iterator[list[str]]:
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage().splitlines()[0])
+            line = record.getMessage().splitlines()[0]
+            messages.append(_INTERNALS.sub("", line))
 
     collector = Collector(logging.ERROR)
     loggers = [logging.getLogger("tf2onnx"), tf.get_logger()]
@@ -156,7 +181,10 @@ def collected_errors() -> Iterator[list[str]]:
 
 def reason(error: BaseException) -> str:
     """The line of a message that says what is wrong; AutoGraph and Keras wrap it in others."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if CALLING not in line]
-    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return next(iter(raised[-1:] or lines), type(error).__name__)
+    text = str(error).split(_ARGUMENTS)[0]
+    text = _FRAME.sub("", text)
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [s for s in lines if s and s != _USER_CODE and CALLING not in s]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception):", line)]
+    found = next(iter(raised[-1:] or lines), type(error).__name__)
+    return found.removeprefix("make_sure failure: ").rstrip(": ")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+from tf_keras.layers import RNN
 
 from layerswap.errors import ExportError, UsageError
 from layerswap.options import ANY, Shape
@@ -30,8 +32,85 @@ class Interface:
     outputs_as_nchw: tuple[str, ...] = ()
 
 
+def has_fixed_batch(model: Any) -> bool:
+    """Whether the model works with the batch size of its `inputs` alone.
+
+    That size says little: a Sequential model without an Input takes it from its first call, and
+    `.keras` files keep it. What counts is whether the state of a recurrent layer has it, or an
+    output still has it when the inputs are open.
+    """
+    tensors = getattr(model, "inputs", None) or []
+    if not any(tensor.shape.rank and tensor.shape[0] for tensor in tensors):
+        return False
+    if any(isinstance(layer, RNN) and layer.stateful for layer in model._flatten_layers()):
+        return True
+    opened = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in tensors]
+
+    def call(*inputs: Any) -> Any:
+        nested = getattr(model, "_nested_inputs", tensors)
+        return tf.nest.flatten(model(tf.nest.pack_sequence_as(nested, inputs), training=False))
+
+    try:
+        outputs = tf.function(call).get_concrete_function(*opened).outputs
+    except Exception:  # whatever a layer raises that wants its own batch size
+        return True
+    return any(tensor.shape.rank and tensor.shape[0] is not None for tensor in outputs)
+
+
+def call_arguments(model: Any) -> tuple[Any, ...]:
+    """What a subclassed model was called with by position, a spec in the place of each tensor.
+
+    Values behind the last tensor, such as `training`, are left to their defaults.
+
+    Raises:
+        ExportError: it was never called.
+    """
+    saved = model.save_spec() if hasattr(model, "save_spec") else None
+    if saved is None:
+        raise ExportError(
+            "the model's inputs are unknown",
+            where=str(getattr(model, "name", "")),
+            hint="Call the model once on sample data before the export.",
+        )
+    arguments = list(saved[0])
+    while len(arguments) > 1 and arguments[-1] is None:
+        arguments.pop()
+    return tuple(arguments)
+
+
+def refuse_arguments(model: Any) -> None:
+    """Refuses calls that an artifact, which takes tensors by position, can't repeat.
+
+    Raises:
+        ExportError: the model was called with tensors by keyword, or with values among its
+            tensors; names the argument.
+    """
+    saved = None if getattr(model, "inputs", None) else model.save_spec()
+    if saved is None:
+        return
+    for name, value in saved[1].items():
+        if any(isinstance(spec, tf.TypeSpec) for spec in tf.nest.flatten(value)):
+            raise ExportError(
+                f"the model was called with the tensor '{name}' by keyword, which an exported "
+                "model can't take",
+                where=str(model.name),
+                hint="Make the model anew, and call it with all its tensors by position.",
+            )
+    parameters = [*inspect.signature(model.call).parameters]
+    for name, value in zip(parameters, saved[0], strict=False):
+        if None in tf.nest.flatten(value) and name not in ("training", "mask"):
+            raise ExportError(
+                f"the model was called with a '{name}' that isn't made of tensors alone",
+                where=str(model.name),
+                hint="Make it an attribute of the model, or give the argument of `call` a default "
+                "and call the model without it.",
+            )
+
+
 def input_specs(model: Any) -> list[Any]:
-    """One TensorSpec per input, batch open, with the name that Keras gives it.
+    """One TensorSpec per input with the name that Keras gives it.
+
+    The batch is open unless the model works with its own alone.
 
     Raises:
         ExportError: the inputs are unknown, sparse or ragged, or have no fixed number of axes.
@@ -41,13 +120,7 @@ def input_specs(model: Any) -> list[Any]:
         names = list(getattr(model, "input_names", None) or [])
         specs = [getattr(t, "type_spec", None) or tf.TensorSpec(t.shape, t.dtype) for t in tensors]
     else:
-        saved = model.save_spec() if hasattr(model, "save_spec") else None
-        if saved is None:
-            raise ExportError(
-                "the model's inputs are unknown",
-                hint="Call the model once on sample data before the export.",
-            )
-        names, specs = [], tf.nest.flatten(saved[0])
+        names, specs = [], tf.nest.flatten(call_arguments(model))
     if len(names) != len(specs):
         names = [_plain(getattr(s, "name", None)) or f"input_{i + 1}" for i, s in enumerate(specs)]
     for name, spec in zip(names, specs, strict=True):
@@ -55,14 +128,17 @@ def input_specs(model: Any) -> list[Any]:
             raise ExportError(f"input '{name}' is sparse or ragged; ONNX has dense tensors only")
         if spec.shape.rank is None:
             raise ExportError(f"input '{name}' has no fixed number of axes")
+    fixed = has_fixed_batch(model)
     return [
-        tf.TensorSpec([None, *s.shape[1:]] if s.shape.rank else s.shape, s.dtype, name)
+        tf.TensorSpec(s.shape if fixed or not s.shape.rank else [None, *s.shape[1:]], s.dtype, name)
         for name, s in zip(names, specs, strict=True)
     ]
 
 
 def fix_shapes(specs: Sequence[Any], wanted: Mapping[str, Shape]) -> list[Any]:
     """The specs with open axes fixed as `wanted`: by name, or `all` for the only input.
+
+    A batch that the model fixes is opened where an open one is wanted.
 
     Raises:
         UsageError: there is no such input, or the shape contradicts the model's.
@@ -82,7 +158,10 @@ def fix_shapes(specs: Sequence[Any], wanted: Mapping[str, Shape]) -> list[Any]:
                 f"input_shape {_text(shape)} contradicts the model's {_text(tuple(spec.shape))}",
                 where=spec.name,
             )
-        fixed.append(tf.TensorSpec(spec.shape.merge_with(shape), spec.dtype, spec.name))
+        merged = spec.shape.merge_with(shape)
+        if shape and shape[0] is None:
+            merged = [None, *merged[1:]]
+        fixed.append(tf.TensorSpec(merged, spec.dtype, spec.name))
     return fixed
 
 
@@ -109,6 +188,46 @@ def channels_first(
                 f"{kind} '{name}' has {ranks[name]} axes; only one of 4 can become channels first"
             )
     return tuple(wanted)
+
+
+def refuse_channels_first(model: Any, names: Sequence[str], inputs: Sequence[str]) -> None:
+    """Refuses to permute inputs that are channels first in Keras already, where that shows.
+
+    Args:
+        model: any model; what can be asked is one with `inputs`.
+        names: of all its inputs, in order.
+        inputs: those that are to become channels first.
+
+    Raises:
+        UsageError: the first layers behind one of them that have a layout are channels first.
+    """
+    for name, tensor in zip(names, tf.nest.flatten(getattr(model, "inputs", None)), strict=False):
+        if name in inputs and _reads_channels_first(tensor):
+            raise UsageError(
+                f"input '{name}' is channels first in the model already: leave it out of "
+                "inputs_as_nchw"
+            )
+
+
+def _reads_channels_first(tensor: Any) -> bool:
+    """Whether the nearest layers with a layout that read the tensor are channels first."""
+    history = getattr(tensor, "_keras_history", None)
+    pending, seen = [history.layer] if history else [], set()
+    while pending:
+        layer = pending.pop()
+        seen.add(id(layer))
+        layouts = [
+            layout
+            for part in layer._flatten_layers()
+            if isinstance(layout := getattr(part, "data_format", None), str)
+        ]
+        if layouts:
+            if layouts[0] == "channels_first":
+                return True
+            continue
+        behind = [node.layer for node in getattr(layer, "_outbound_nodes", ())]
+        pending += [other for other in behind if id(other) not in seen]
+    return False
 
 
 def _plain(name: str | None) -> str | None:

@@ -19,7 +19,8 @@ import tensorflow as tf
 import tf_keras
 
 from layerswap.errors import ExportError
-from layerswap.keras_graph.tracing import groupnorm_call
+from layerswap.keras_graph import tracing
+from layerswap.keras_graph.interface import call_arguments, has_fixed_batch, refuse_arguments
 
 
 def affine_group_norm(layer: Any, x: Any) -> Any:
@@ -71,8 +72,8 @@ def serving_signature(model: tf_keras.Model) -> Any:
     """A concrete function of the model at inference, to be saved as `serving_default`.
 
     Its arguments are named by `model.input_names`, its results by `model.output_names`, or as
-    Keras counts where a subclassed model has no names. The batch axis is open, as is every
-    axis that the model leaves open. It reads the model's own variables.
+    Keras counts where a subclassed model has no names. Open are the axes that the model leaves
+    open, the batch among them unless its `inputs` fix it. It reads the model's own variables.
 
     Args:
         model: a built model; it isn't changed.
@@ -81,16 +82,19 @@ def serving_signature(model: tf_keras.Model) -> Any:
         A concrete function from tensors to a dictionary of tensors.
 
     Raises:
-        ExportError: the model's input shape isn't known, or two inputs or outputs would have
-            the same name.
+        ExportError: the model's input shape isn't known, it takes tensors by keyword, or two
+            inputs or outputs would have the same name.
     """
-    specs = model.save_spec()
-    if specs is None:
+    if model.save_spec() is None:
         raise ExportError(
             "the shape of the model's input isn't known",
             where=model.name,
             hint="Call the model on a sample once before exporting it.",
         )
+    refuse_arguments(model)
+    specs = call_arguments(model)
+    if has_fixed_batch(model):
+        specs = model.save_spec(dynamic_batch=False)[0]
     flat = tf.nest.flatten(specs)
     names = _names(model.input_names or [spec.name for spec in flat], len(flat), "input")
     parameters = inspect.signature(model.call).parameters.values()
@@ -101,16 +105,16 @@ def serving_signature(model: tf_keras.Model) -> Any:
         return dict(zip(_names(model.output_names, len(tensors), "output"), tensors, strict=True))
 
     def serve(*tensors: Any) -> Any:
-        arguments, keywords = tf.nest.pack_sequence_as(specs, tensors)
-        if takes_training:
-            keywords["training"] = False
+        tracing.begin()
+        arguments = tf.nest.pack_sequence_as(specs, tensors)
+        keywords = {"training": False} if takes_training else {}
         return unconverted(model(*arguments, **keywords))
 
     # Layers may rely on autograph, so `serve` has it on; plain Python here does not need it.
     unconverted = tf.autograph.experimental.do_not_convert(by_name)
 
     named = [_renamed(spec, name) for spec, name in zip(flat, names, strict=True)]
-    with groupnorm_call(affine_group_norm):
+    with tracing.groupnorm_call(affine_group_norm):
         return tf.function(serve).get_concrete_function(*named)
 
 

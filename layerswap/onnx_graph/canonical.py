@@ -8,6 +8,7 @@ from the outputs, and everything between the inputs and the outputs is named by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import count
 
 import onnx
 from onnx import numpy_helper
@@ -39,6 +40,7 @@ def canonicalize(
         metadata: properties to write, sorted by key.
     """
     graph = light.graph
+    _order(graph, is_body=False)
     public = {value.name: value.name for value in (*graph.input, *graph.output)}
     namer = _Namer(public)
     namer.graph(graph, dict(public), constants)
@@ -58,7 +60,7 @@ def canonicalize(
 
 
 class _Namer:
-    """Orders and renames a graph and, with the same counter, the bodies in it."""
+    """Renames an ordered graph and, with the same counter, the bodies in it."""
 
     def __init__(self, public: Mapping[str, str]) -> None:
         self._taken = set(public)
@@ -89,11 +91,9 @@ class _Namer:
             names[old] = names[first]
             return names[old]
 
-        ordered = _depth_first(graph)
-        for node in ordered:
+        for node in graph.node:
             node.name = f"{node.op_type}_{self._nodes}"
             self._nodes += 1
-            graphs.replace_all(node.attribute, sorted(node.attribute, key=lambda a: a.name))
             graphs.replace_all(node.input, [rename(n) if n else "" for n in node.input])
             for body in graphs.subgraphs(node):
                 for name in graphs.outer_reads(body):
@@ -102,7 +102,6 @@ class _Namer:
             graphs.replace_all(node.output, [rename(n) if n else "" for n in node.output])
         for value in graph.output:
             value.name = rename(value.name)
-        graphs.replace_all(graph.node, ordered)
         del graph.value_info[:]
         constants.clear()
         constants.update(used)
@@ -145,6 +144,71 @@ def _shared(constants: Mapping[str, Array]) -> dict[str, str]:
     return result
 
 
+def _order(graph: onnx.GraphProto, *, is_body: bool) -> None:
+    """Puts nodes and attributes in order; bodies first, whose reads are their node's too."""
+    for node in graph.node:
+        graphs.replace_all(node.attribute, sorted(node.attribute, key=lambda a: a.name))
+    _settle_identities(graph, is_body=is_body)
+    for node in graph.node:
+        for body in graphs.subgraphs(node):
+            _order(body, is_body=True)
+    graphs.replace_all(graph.node, _depth_first(graph))
+
+
+def _settle_identities(graph: onnx.GraphProto, *, is_body: bool) -> None:
+    """Leaves an Identity only where an output repeats another, or what comes from outside.
+
+    Where two outputs have one value, chance decides which of them tf2onnx makes an Identity of
+    the other; here the first is the one that is computed.
+    """
+    copied = {n.output[0]: n.input[0] for n in graph.node if _is_identity(n)}
+    computed = {name for n in graph.node for name in n.output if name not in copied}
+
+    def source(name: str) -> str:
+        while name in copied:
+            name = copied[name]
+        return name
+
+    names = {name: source(name) for name in copied}
+    copies = []
+    given: set[str] = set()
+    for position, value in enumerate(graph.output):
+        root, own = source(value.name), value.name
+        if root in computed and root not in given:
+            given.add(root)
+            if is_body:
+                value.name = root
+            else:
+                # Names of the graph's outputs are public: the tensor takes this one.
+                names |= {name: own for name, of in names.items() if of == root} | {root: own}
+        elif own != root or root in given:
+            if is_body:
+                value.name = f"{root}/{position}"
+            copies.append(onnx.helper.make_node("Identity", [root], [value.name]))
+    kept = [node for node in graph.node if not _is_identity(node)]
+    for node in kept:
+        graphs.replace_all(node.output, [names.get(name, name) for name in node.output])
+    for node in (*kept, *copies):
+        _redirect(node, names)
+    graphs.replace_all(graph.node, (*kept, *copies))
+
+
+def _is_identity(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Identity" and node.domain in ("", "ai.onnx")
+
+
+def _redirect(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Makes a node, and its bodies where they look outside, read other tensors."""
+    graphs.replace_all(node.input, [names.get(name, name) for name in node.input])
+    for body in graphs.subgraphs(node):
+        read = set(graphs.outer_reads(body))
+        visible = {old: new for old, new in names.items() if old in read}
+        for inner in body.node:
+            _redirect(inner, visible)
+        for value in body.output:
+            value.name = visible.get(value.name, value.name)
+
+
 def _depth_first(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes that the outputs need, each behind what it reads."""
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
@@ -165,7 +229,10 @@ def _depth_first(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _rename_axes(graph: onnx.GraphProto) -> None:
-    """Names dynamic axes after the first input or output that has them; equal stay equal."""
+    """Names dynamic axes after the first input or output that has them; equal stay equal.
+
+    What only bodies know is numbered: a body's tensors may have other names in other files.
+    """
     names: dict[str, str] = {}
     for value in (*graph.input, *graph.output):
         for axis, size in enumerate(value.type.tensor_type.shape.dim):
@@ -173,6 +240,23 @@ def _rename_axes(graph: onnx.GraphProto) -> None:
                 continue
             old = size.dim_param or f"{value.name}/{axis}"
             size.dim_param = names.setdefault(old, f"{value.name}_{axis}")
+    public = set(names.values())
+    free = (name for i in count() if (name := f"axis{i}") not in public)
+    for body in _bodies(graph):
+        del body.value_info[:]
+        for value in (*body.input, *body.output):
+            for size in value.type.tensor_type.shape.dim:
+                if size.dim_param:
+                    if size.dim_param not in names:
+                        names[size.dim_param] = next(free)
+                    size.dim_param = names[size.dim_param]
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for body in graphs.subgraphs(node):
+            yield body
+            yield from _bodies(body)
 
 
 def _domains(graph: onnx.GraphProto) -> Iterator[str]:

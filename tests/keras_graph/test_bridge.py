@@ -18,8 +18,11 @@ from tf_keras import layers
 
 import oracle
 from built import build
-from layerswap.errors import ExportError
+from layerswap.errors import ExportError, UsageError
+from layerswap.keras_graph import running
 from layerswap.keras_graph.bridge import trace
+from layerswap.keras_graph.converter import reason
+from layerswap.keras_graph.serving import serving_signature
 from layerswap.onnx_graph.files import write
 from layerswap.onnx_graph.graphs import lighten
 from layerswap.onnx_graph.runtimes import open_runtime
@@ -58,7 +61,7 @@ def export(model, **options):
 
 def run(model, traced, inputs, folder):
     path = folder / "model.onnx"
-    write(*lighten(model), path, overwrite=True)
+    write(*lighten(model), path)
     interface = traced.interface
     got = open_runtime("onnxruntime").run(path, dict(zip(interface.inputs, inputs, strict=True)))
     assert tuple(got) == interface.outputs
@@ -195,11 +198,51 @@ def test_dynamic_axes_stay_dynamic(shape, convolution, nodes, tmp_path):
     assert len(named) == len(set(named)) == 1 + shape.count(None)
 
 
-def test_batch_is_dynamic_even_where_keras_fixed_it():
-    inputs = tf_keras.Input((4,), batch_size=2)
-    _, graph = export(tf_keras.Model(inputs, GN(2)(inputs)))
+def test_batch_that_the_model_fixes_stays_fixed(tmp_path):
+    inputs = tf_keras.Input((6,), batch_size=4)
+    x = layers.Lambda(lambda t: tf.reshape(t, (4, 3, 2)))(inputs)
+    model = randomize(tf_keras.Model(inputs, GN(2)(x)))
+    traced, graph = export(model)
+    assert traced.interface.shapes == ((4, 6),)
     for value in (graph.graph.input[0], graph.graph.output[0]):
-        assert value.type.tensor_type.shape.dim[0].dim_param
+        assert value.type.tensor_type.shape.dim[0].dim_value == 4
+    (x,) = samples(model, 4)
+    np.testing.assert_allclose(run(graph, traced, [x], tmp_path)[0], model(x), atol=1e-5)
+    with pytest.raises(UsageError, match="contradicts"):
+        trace(model, input_shape={"all": (1, 6)})
+
+
+def test_batch_that_the_model_does_not_need_is_opened(tmp_path):
+    inputs = tf_keras.Input((6,), batch_size=4)
+    model = randomize(tf_keras.Model(inputs, GN(2)(layers.Dense(4)(inputs))))
+    traced, graph = assert_parity(model, tmp_path)
+    assert traced.interface.shapes == ((None, 6),)
+    assert graph.graph.output[0].type.tensor_type.shape.dim[0].dim_param
+    assert trace(model, input_shape={"all": (4, 6)}).interface.shapes == ((4, 6),)
+
+
+def test_batch_of_the_first_call_stays_open_after_saving(tmp_path):
+    model = tf_keras.Sequential([layers.Dense(4), GN(2)])
+    model(np.zeros((2, 5), "float32"))
+    model.save(tmp_path / "m.keras")
+    again = tf_keras.models.load_model(tmp_path / "m.keras")
+    assert again.inputs[0].shape[0] == 2
+    assert trace(again).interface.shapes == ((None, 5),)
+
+
+def test_stateful_recurrent_layer_starts_from_its_state(tmp_path):
+    inputs = tf_keras.Input((5, 6), batch_size=4)
+    model = randomize(tf_keras.Model(inputs, layers.LSTM(3, stateful=True)(inputs)))
+    traced, graph = export(model)
+    (x,) = samples(model, 4)
+    got = run(graph, traced, [x], tmp_path)
+    np.testing.assert_allclose(got[0], model(x), atol=1e-5)
+
+
+def test_batch_of_the_first_call_stays_open():
+    model = tf_keras.Sequential([layers.Dense(4), GN(2)])
+    model(np.zeros((2, 5), "float32"))
+    assert trace(model).interface.shapes == ((None, 5),)
 
 
 def test_shared_layer_nested_models_and_dictionary_outputs(tmp_path):
@@ -345,6 +388,85 @@ def test_subclassed_model(tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+class Scaled(tf_keras.Model):
+    """Takes two tensors; `factor` is none."""
+
+    def __init__(self):
+        super().__init__(name="scaled")
+        self.dense, self.norm = layers.Dense(4), GN(2)
+
+    def call(self, x, scale=None, factor=1.0, training=None):
+        y = self.norm(self.dense(x)) * factor
+        return y if scale is None else y * scale
+
+
+def test_tensors_by_position_are_inputs_in_their_order(tmp_path):
+    model, rng = Scaled(), np.random.default_rng(0)
+    x, scale = (rng.normal(size=(3, n)).astype("float32") for n in (5, 4))
+    model(x[:1], scale[:1], 1.0, False)
+    randomize(model)
+    with pytest.raises(ExportError, match=r"^scaled: .*'factor' that isn't made of tensors"):
+        trace(model)
+    model = Scaled()
+    model(x[:1], scale[:1])
+    traced, graph = export(randomize(model))
+    assert traced.interface.shapes == ((None, 5), (None, 4))
+    (got,) = run(graph, traced, [x, scale], tmp_path)
+    np.testing.assert_allclose(got, model(x, scale), atol=1e-5)
+    assert running.interface_of(model).inputs == traced.interface.inputs
+    answers = running.answer(model, dict(zip("ab", (x, scale), strict=True)), ["y"])
+    np.testing.assert_allclose(answers["y"], model(x, scale), atol=1e-6)
+
+
+def test_tensor_by_keyword_is_refused_by_name():
+    model = Scaled()
+    model(np.zeros((1, 5), "float32"), scale=np.zeros((1, 4), "float32"))
+    for export_form in (trace, serving_signature):
+        with pytest.raises(ExportError, match=r"^scaled: .*'scale' by keyword(.|\n)*by position"):
+            export_form(model)
+
+
+@pytest.mark.parametrize("approximate", [True, False])
+@pytest.mark.parametrize("opset", [13, 18])
+def test_gelu(approximate, opset, tmp_path):
+    gelu = layers.Lambda(lambda x: tf.nn.gelu(x, approximate=approximate))
+    model = sequential(layers.Dense(6), gelu, layers.Conv1D(2, 1), shape=(4, 5))
+    assert_parity(model, tmp_path, opset=opset)
+
+
+def test_gelu_of_a_scalar_and_by_its_name(tmp_path):
+    class Gated(layers.Layer):
+        def call(self, x):
+            return x * tf.nn.gelu(tf.reduce_mean(tf.constant([0.3, -1.2])) + tf.reduce_max(x))
+
+    model = sequential(layers.Dense(6, "gelu"), Gated(), shape=(5,))
+    assert_parity(model, tmp_path)
+
+
+CHANNELS_FIRST = {"data_format": "channels_first"}
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda: layers.Conv2D(3, 1, **CHANNELS_FIRST),
+        lambda: tf_keras.Sequential([layers.MaxPool2D(**CHANNELS_FIRST)]),
+    ],
+)
+def test_input_that_is_channels_first_already_is_not_permuted(first):
+    image = tf_keras.Input((3, 8, 8), name="image")
+    model = tf_keras.Model(image, first()(layers.Rescaling(0.5)(image)))
+    with pytest.raises(UsageError, match="'image' is channels first in the model already"):
+        trace(model, inputs_as_nchw=["all"])
+
+
+def test_layouts_behind_other_layers_do_not_count():
+    image = tf_keras.Input((8, 8, 3), name="image")
+    x = layers.Permute((3, 1, 2))(layers.Conv2D(3, 1)(image))
+    model = tf_keras.Model(image, layers.UpSampling2D(**CHANNELS_FIRST)(x))
+    assert trace(model, inputs_as_nchw=["all"]).interface.inputs_as_nchw == ("image",)
+
+
 def test_compiled_inner_function_is_not_poisoned(tmp_path):
     class Compiled(layers.Layer):
         def __init__(self):
@@ -403,6 +525,36 @@ def test_mixed_float16_keeps_groupnorm_in_float32(tmp_path):
     assert any(a.dtype == np.float16 and a.shape == (8, 3, 3, 3) for a in kept)
 
 
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
+def test_pure_float16(options, tmp_path):
+    half = {"dtype": "float16"}
+    image = tf_keras.Input((7, 7, 3), **half)
+    x = layers.Conv2D(8, 3, **half)(image)
+    norm = GN(4, **half, **options)
+    model = randomize(tf_keras.Model(image, layers.Conv2D(2, 1, **half)(norm(x))))
+    traced, graph = export(model)
+    (sample,) = samples(model, 3)
+    (got,) = run(graph, traced, [sample.astype("float16")], tmp_path)
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got, model(sample.astype("float16")), atol=2e-2)
+    gamma, beta = (None if w is None else w.numpy() for w in (norm.gamma, norm.beta))
+    inner = tf_keras.Model(image, x)(sample.astype("float16")).numpy().astype("float64")
+    normal = oracle.group_norm(inner, 4, gamma, beta, norm.epsilon).astype("float16")
+    np.testing.assert_allclose(got, model.layers[-1](normal), atol=1e-2)
+
+
+def test_floatx_of_16_bits(tmp_path):
+    tf_keras.backend.set_floatx("float16")
+    try:
+        model = randomize(tf_keras.Sequential([tf_keras.Input((4, 6)), GN(3)]))
+        traced, graph = export(model)
+        x = samples(model, 3)[0].astype("float16")
+        (got,) = run(graph, traced, [x], tmp_path)
+        np.testing.assert_allclose(got, model(x), atol=2e-2)
+    finally:
+        tf_keras.backend.set_floatx("float32")
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_types_without_portable_form_are_refused_by_layer(dtype):
     inputs = tf_keras.Input((4, 4, 6), dtype=dtype)
@@ -433,6 +585,58 @@ def test_failing_trace_says_why_and_restores_groupnorm():
     with pytest.raises(ExportError, match=r"^failing: .*no graph for me$"):
         trace(model)
     assert GN.call is STOCK_CALL
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (AssertionError(), "AssertionError"),
+        (KeyError("width"), "KeyError: 'width'"),
+        (ValueError("too many"), "too many"),
+    ],
+)
+def test_message_of_a_failing_trace_is_the_innermost(raised, line):
+    class Failing(layers.Layer):
+        ready = False
+
+        def call(self, x):
+            if self.ready:
+                raise raised
+            return x
+
+    failing = Failing()
+    inputs = tf_keras.Input((4,))
+    inner = tf_keras.Sequential([failing])
+    model = tf_keras.Model(inputs, inner(inputs))
+    failing.ready = True
+    with pytest.raises(ExportError) as caught:
+        trace(model)
+    assert caught.value.message.endswith(line)
+    assert "in user code" not in str(caught.value)
+
+
+def test_message_without_the_name_of_an_error_is_found():
+    text = """in user code:
+
+    File "/home/x/model.py", line 3, in serve  *
+        result = model(x)
+
+    ValueError: Exception encountered when calling layer 'gn' (type GroupNormalization).
+
+    Expected half got float
+
+    Call arguments received by layer 'gn' (type GroupNormalization):
+      • inputs=tf.Tensor(shape=(None, 4), dtype=float16)
+"""
+    assert reason(ValueError(text)) == "Expected half got float"
+
+
+def test_message_of_tf2onnx_says_why_and_holds_none_of_its_internals():
+    inputs = tf_keras.Input((3,), dtype="int64")
+    model = tf_keras.Model(inputs, layers.IntegerLookup(vocabulary=[3, 5])(inputs))
+    with pytest.raises(ExportError, match="Only lookup tables of type") as caught:
+        trace(model)
+    assert "fct=" not in str(caught.value)
 
 
 def test_sparse_input_is_refused_by_name():
@@ -523,3 +727,67 @@ def test_equal_bytes_in_every_process(tmp_path):
     ]
     assert [process.wait() for process in processes] == [0, 0]
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+_LOOPS = """
+import hashlib
+import sys
+sys.path.insert(0, sys.argv[1])
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers
+from built import build
+from layerswap.keras_graph.bridge import trace
+
+class Branch(layers.Layer):
+    def build(self, shape):
+        self.norm = layers.GroupNormalization(2, name="norm")
+
+    def call(self, x):
+        mean = lambda: tf.reduce_mean(x, 1, keepdims=True) + x
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: self.norm(x), mean)
+
+class Loop(layers.Layer):
+    def call(self, x):
+        k, q = tf.nn.relu(x), x * 2.0
+        body = lambda i, a, b: (i + 1, a * k + b + 0.5, b * 0.5 + q - a)
+        return tf.add_n(tf.while_loop(lambda i, a, b: i < 5, body, [0, x, x + 1])[1:])
+
+one = tf_keras.initializers.Constant(0.5)
+own = dict(name="own", kernel_initializer=one, recurrent_initializer=one)
+masked = lambda layer: lambda x: layer(layers.Masking(name="mask")(x))
+cells = [layers.LSTMCell(3, **{**own, "name": "a"}), layers.GRUCell(4, **own)]
+made = {
+    "rnn": lambda: layers.SimpleRNN(4, **own),
+    "gru": lambda: masked(layers.GRU(4, **own)),
+    "lstm": lambda: masked(layers.LSTM(4, return_sequences=True, **own)),
+    "both": lambda: masked(layers.Bidirectional(layers.LSTM(4, **own), name="both")),
+    "cells": lambda: layers.RNN(cells, name="cells"),
+    "convolution": lambda: layers.ConvLSTM2D(3, 3, **own),
+    "branch": lambda: Branch(name="branch"),
+    "loop": lambda: Loop(name="loop"),
+}
+for kind, make in made.items():
+    inputs = tf_keras.Input((3, 6, 6, 2) if kind == "convolution" else (6, 8), name="image")
+    model = tf_keras.Model(inputs, make()(inputs), name="model")
+    for _ in range(int(sys.argv[2])):
+        traced = trace(model)
+        graph = build(traced.graph, traced.arrays)
+        print(kind, hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest())
+"""
+
+
+def test_equal_bytes_of_loops_and_branches():
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _LOOPS, os.path.dirname(build.__code__.co_filename), times],
+            env={**os.environ, "PYTHONHASHSEED": seed, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed, times in (("1", "3"), ("2", "2"))
+    ]
+    lines = [process.communicate()[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [len(found) for found in lines] == [24, 16]
+    assert len(set(lines[0] + lines[1])) == 8

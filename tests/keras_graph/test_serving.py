@@ -9,7 +9,10 @@ import tf_keras
 from tf_keras import layers
 
 import oracle
+from built import build
 from layerswap.errors import ExportError
+from layerswap.keras_graph import storage
+from layerswap.keras_graph.bridge import trace
 from layerswap.keras_graph.serving import affine_group_norm, serving_signature
 from layerswap.keras_graph.tracing import groupnorm_call
 
@@ -160,10 +163,115 @@ def test_the_stock_layer_is_back_afterwards():
     assert not any(operation.type == "Tile" for operation in traced.graph.get_operations())
 
 
-def test_a_model_with_a_fixed_batch_serves_any():
+def test_a_batch_that_the_model_fixes_stays_fixed():
+    x = tf_keras.Input((6,), batch_size=4, name="x")
+    shaped = tf_keras.layers.Lambda(lambda t: tf.reshape(t, (4, 3, 2)))(x)
+    model = tf_keras.Model(x, tf_keras.layers.GroupNormalization(2)(shaped))
+    signature = serving_signature(model)
+    ((spec,), _) = signature.structured_input_signature
+    assert spec.shape.as_list() == [4, 6]
+    values = tf.constant(samples(4, 6))
+    (got,) = signature(values).values()
+    np.testing.assert_allclose(got, model(values), atol=1e-5)
+
+
+def test_a_batch_that_the_model_does_not_need_is_opened():
     x = tf_keras.Input((6,), batch_size=4, name="x")
     model = tf_keras.Model(x, tf_keras.layers.GroupNormalization(2)(x))
     assert serving_signature(model)(tf.constant(samples(7, 6)))
+
+
+def test_the_batch_of_a_first_call_stays_open():
+    model = tf_keras.Sequential([layers.Dense(4), layers.GroupNormalization(2)])
+    model(samples(2, 5))
+    ((spec,), _) = serving_signature(model).structured_input_signature
+    assert spec.shape.as_list() == [None, 5]
+
+
+class Pair(tf_keras.Model):
+    """Takes two tensors by position."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.GroupNormalization(2)
+
+    def call(self, x, y):
+        return self.norm(x) * y
+
+
+def test_two_tensors_by_position():
+    model, x, y = Pair(), tf.constant(samples(3, 4)), tf.constant(samples(3, 4, seed=2))
+    expected = model(x, y)
+    signature = serving_signature(model)
+    assert [spec.name for spec in signature.structured_input_signature[0]] == ["input_1", "input_2"]
+    np.testing.assert_allclose(signature(x, y)["output_1"], expected, atol=1e-5)
+
+
+class Compiled(layers.Layer):
+    """Holds a GroupNormalization in a `tf.function`, which keeps what it traces."""
+
+    def __init__(self):
+        super().__init__(name="compiled")
+        self.norm = layers.GroupNormalization(2, epsilon=0.05, name="norm")
+
+    def call(self, x):
+        return self.function(x)
+
+    @tf.function
+    def function(self, x):
+        return tf.cond(tf.reduce_sum(x) > -1e9, lambda: self.norm(x), lambda: x)
+
+
+def operations(function):
+    """The operations of each traced form, bodies of branches included."""
+    found = []
+    for concrete in function._list_all_concrete_functions():
+        definition = concrete.graph.as_graph_def()
+        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+        found.append(sorted(node.op for node in nodes))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("call_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"serving_only": True}])
+def test_functions_inside_the_model_keep_the_stock_form(options, call_first, tmp_path):
+    """Exported or not, the same is cached, predicted, and exported to ONNX."""
+    x = samples(3, 4, 6)
+    twins = []
+    for exported in (True, False):
+        inputs = tf_keras.Input((4, 6), name="x")
+        inner = Compiled()
+        model = tf_keras.Model(inputs, inner(inputs), name="model")
+        inner.norm.gamma.assign(np.linspace(0.5, 2, 6))
+        if call_first:
+            model(x)
+        if exported:
+            storage.save(model, tmp_path / "saved", "savedmodel", **options)
+        answers = model(x), model.predict(x, verbose=0)
+        assert all("Tile" not in kinds for kinds in operations(inner.function))
+        kept = {tuple(kinds) for kinds in operations(inner.function)}
+        traced = trace(model)
+        onnx_bytes = build(traced.graph, traced.arrays).SerializeToString(deterministic=True)
+        twins.append((*answers, kept, onnx_bytes))
+    (called, predicted, kept, graph), (called2, predicted2, kept2, graph2) = twins
+    np.testing.assert_array_equal(called, called2)
+    np.testing.assert_array_equal(predicted, predicted2)
+    assert kept >= kept2
+    assert graph == graph2
+
+
+def test_branches_of_the_model_itself_have_the_affine_form():
+    class Branch(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.norm = layers.GroupNormalization(2)
+
+        def call(self, x):
+            return tf.cond(tf.reduce_sum(x) > -1e9, lambda: self.norm(x), lambda: x)
+
+    inputs = tf_keras.Input((4, 6))
+    definition = serving_signature(tf_keras.Model(inputs, Branch()(inputs))).graph.as_graph_def()
+    assert "Tile" in {n.op for f in definition.library.function for n in f.node_def}
 
 
 class Subclassed(tf_keras.Model):

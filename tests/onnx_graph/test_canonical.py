@@ -191,3 +191,81 @@ def test_loop_bodies_are_renamed_with_what_they_read_from_outside():
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+BODY = """<ir_version: 8, opset_import: ["" : 18]>
+g (float[n,2] x, int64 count) => (float[n,2] last, float[k,u,2] all) <bool yes = {1}> {
+  last, all = Loop(count, yes, x) <body = inner (int64 i, bool go, float[unk__7,2] state)
+    => (bool on, float[unk__8,2] FIRST, float[unk__7,2] SECOND) {
+      on = Identity(go)
+      s = Add(state, state)
+      t = Neg(s)
+      copy = Identity(t)
+      unused = Relu(s)
+    }>
+}"""
+
+
+def loop(first, second, axis):
+    text = BODY.replace("FIRST", first).replace("SECOND", second).replace("unk__", axis)
+    return parser.parse_model(text)
+
+
+def test_axes_and_repeated_outputs_of_bodies_have_one_form():
+    result = canonical(loop("t", "copy", "unk__"))
+    assert canonical(loop("copy", "t", "unk__9")) == result
+    assert canonical(result) == result
+    body = next(graphs.subgraphs(result.graph.node[0]))
+    assert [n.op_type for n in body.node] == ["Identity", "Add", "Neg", "Identity"]
+    looped = (*body.input[2:], *body.output[1:])
+    axes = [value.type.tensor_type.shape.dim[0].dim_param for value in looped]
+    assert axes == ["axis0", "axis1", "axis0"]
+    inputs = {"x": np.array([[1, -2]], "float32"), "count": np.array(3)}
+    for a, b in zip(
+        ReferenceEvaluator(result).run(None, inputs),
+        ReferenceEvaluator(loop("copy", "t", "unk__")).run(None, inputs),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_outputs_that_are_one_tensor_have_one_form(order):
+    computed, copied = order
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 18]>
+        g (float[2] x) => (float[2] a, float[2] b, float[2] c, float[2] d) {{
+          {computed} = Neg(x)
+          {copied} = Identity({computed})
+          c = Add({copied}, {computed})
+          d = Identity(x)
+        }}"""
+    )
+    result = canonical(model)
+    made = [(n.op_type, *n.input, *n.output) for n in result.graph.node]
+    assert made == [
+        ("Neg", "x", "a"),
+        ("Identity", "a", "b"),
+        ("Add", "a", "a", "c"),
+        ("Identity", "x", "d"),
+    ]
+
+
+def test_bodies_read_what_an_identity_copied():
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float[2] x, bool flag) => (float[2] y) {
+          p = Neg(x)
+          q = Identity(p)
+          y = If(flag) <then_branch = yes () => (float[2] r) { r = Relu(q) },
+                        else_branch = no () => (float[2] s) { s = Abs(q) }>
+        }"""
+    )
+    result = canonical(model)
+    assert [n.op_type for n in result.graph.node] == ["Neg", "If"]
+    for flag in (True, False):
+        inputs = {"x": np.array([1, -2], "float32"), "flag": np.array(flag)}
+        np.testing.assert_array_equal(
+            ReferenceEvaluator(result).run(None, inputs)[0],
+            ReferenceEvaluator(model).run(None, inputs)[0],
+        )
