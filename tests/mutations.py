@@ -371,16 +371,16 @@ MUTATIONS = (
         "two threads trace through one replacement",
         (
             "keras_graph/tracing.py",
-            'getattr(_active, "replacement", None)\n    if replacement is None or',
-            "_shared\n    if replacement is None or",
-        ),
-        (
-            "keras_graph/tracing.py",
-            "        _active.replacement = replacement\n",
-            "        global _shared\n        _shared = _active.replacement = replacement\n",
+            "_active = threading.local()",
+            "_active = type('Shared', (), {})()",
         ),
         at="tests/keras_graph/test_serving.py",
         only="thread",
+    ),
+    broken(
+        "functions of the user's keep the export's form of GroupNormalization",
+        ("keras_graph/tracing.py", "    return graph is _active.graph\n", "    return True\n"),
+        at="tests/keras_graph/test_serving.py",
     ),
 )
 
