@@ -260,6 +260,26 @@ def test_functions_inside_the_model_keep_the_stock_form(options, call_first, tmp
     assert graph == graph2
 
 
+def test_a_function_that_the_export_is_the_first_to_trace_keeps_the_stock_form():
+    """A subclassed model, called on three samples, is exported with an open batch."""
+
+    class Outer(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = Compiled()
+
+        def call(self, x):
+            return self.inner(x)
+
+    model = Outer()
+    model(samples(3, 4, 6))
+    before = operations(model.inner.function)
+    serving_signature(model)
+    after = operations(model.inner.function)
+    assert len(after) > len(before)
+    assert all("Tile" not in kinds for kinds in after)
+
+
 def test_branches_of_the_model_itself_have_the_affine_form():
     class Branch(layers.Layer):
         def __init__(self):
