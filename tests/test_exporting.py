@@ -185,6 +185,15 @@ def test_a_layout_that_is_impossible_is_refused(converted, tmp_path, fields, mes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_all_of_none_is_refused(tmp_path):
+    model = tf_keras.Sequential([layers.Input((4,), name="x"), layers.GroupNormalization(2)])
+    for field in ("inputs_as_nchw", "outputs_as_nchw"):
+        with pytest.raises(UsageError, match=r"no (in|out)put has 4 axes"):
+            ls.export(model, tmp_path / "m.onnx", **{field: True})
+    with pytest.raises(UsageError, match=r"say which of the inputs is meant: x=\.\.\."):
+        ls.export(model, tmp_path / "m.onnx", input_shape={"all": (1, 4), "x": (2, 4)})
+
+
 def test_weights_beside_the_file_belong_to_it(converted, tmp_path):
     path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
     artifact = ls.export(converted, path, external_data="always")

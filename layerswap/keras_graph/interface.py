@@ -143,7 +143,7 @@ def fix_shapes(specs: Sequence[Any], wanted: Mapping[str, Shape]) -> list[Any]:
     Raises:
         UsageError: there is no such input, or the shape contradicts the model's.
     """
-    if ANY in wanted and len(specs) == 1:
+    if ANY in wanted and len(wanted) == len(specs) == 1:
         wanted = {specs[0].name: wanted[ANY]}
     names = [spec.name for spec in specs]
     for name in wanted:
@@ -176,10 +176,13 @@ def channels_first(
         ranks: number of axes of each, by name.
 
     Raises:
-        UsageError: there is no such name, or it has another rank.
+        UsageError: there is no such name, or it has another rank; or none has rank 4.
     """
     if tuple(wanted) == (ANY,):
-        return tuple(name for name, rank in ranks.items() if rank == 4)
+        images = tuple(name for name, rank in ranks.items() if rank == 4)
+        if not images:
+            raise UsageError(f"no {kind} has 4 axes: none can become channels first")
+        return images
     for name in wanted:
         if name not in ranks:
             raise UsageError(f"there is no {kind} '{name}'; there is {', '.join(ranks)}")
