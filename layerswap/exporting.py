@@ -96,7 +96,9 @@ def export(
     target = followed(path)
     made = model if isinstance(model, Converted) else None
     keras_model = _keras_model(made.model if made else model)
-    with staging(target) as folder:
+    from layerswap.keras_graph.running import fresh_states
+
+    with fresh_states(keras_model), staging(target) as folder:
         say("export")
         written = _write(keras_model, made, folder / target.name, wanted)
         try:

@@ -417,3 +417,17 @@ def test_options_are_given_in_one_way():
         ls.export(model, "m.onnx", 17)
     with pytest.raises(UsageError, match="did you mean 'opset'"):
         ls.export(model, "m.onnx", {"opsett": 17})
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.keras", "m.h5", "m"])
+def test_recurrent_state_is_left_alone_and_starts_from_zero(name, tmp_path):
+    steps = layers.Input((5, 6), batch_size=4)
+    lstm = layers.LSTM(4, stateful=True, return_sequences=True)
+    model = tf_keras.Model(steps, layers.BatchNormalization(name="bn")(lstm(steps)))
+    model(images(4, 5, 6))
+    states = [state.numpy() for state in lstm.states]
+    artifact = ls.export(ls.swap(model, groups=2), tmp_path / name)
+    assert artifact.parity.ok
+    for state, before in zip(lstm.states, states, strict=True):
+        assert before.any()
+        np.testing.assert_array_equal(state, before)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,9 +240,29 @@ def answer(model: Any, inputs: Arrays, names: Sequence[str]) -> Arrays:
     """
     tensors = [tf.convert_to_tensor(array) for array in inputs.values()]
     arguments = tf.nest.pack_sequence_as(_signature(model), tensors)
-    outputs = tf.nest.flatten(model(*arguments, training=False))
+    with fresh_states(model):
+        outputs = tf.nest.flatten(model(*arguments, training=False))
     names = names or [f"output_{i + 1}" for i in range(len(outputs))]
     return {name: np.asarray(tensor) for name, tensor in zip(names, outputs, strict=True)}
+
+
+@contextmanager
+def fresh_states(model: Any) -> Iterator[None]:
+    """Recurrent layers that keep their state start from zero in the block.
+
+    Behind it they have the state that they had before.
+    """
+    layers = [f.layer for f in find_layers(model) if getattr(f.layer, "stateful", False)]
+    states = [s for layer in layers for s in tf.nest.flatten(getattr(layer, "states", None))]
+    variables = [state for state in states if isinstance(state, tf.Variable)]
+    kept = [variable.numpy() for variable in variables]
+    for variable in variables:
+        variable.assign(tf.zeros_like(variable))
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
 
 
 def compute_dtype(model: Any) -> str:
