@@ -183,7 +183,7 @@ def _settle_identities(graph: onnx.GraphProto, *, is_body: bool) -> None:
                 names |= {name: own for name, of in names.items() if of == root} | {root: own}
         elif own != root or root in given:
             if is_body:
-                value.name = f"{root}/{position}"
+                value.name = f"{root}/copy{position}"
             copies.append(onnx.helper.make_node("Identity", [root], [value.name]))
     kept = [node for node in graph.node if not _is_identity(node)]
     for node in kept:
