@@ -138,10 +138,12 @@ def _legal_resize(node: onnx.NodeProto, constants: dict[str, Array]) -> None:
 def _whole_sizes(node: onnx.NodeProto, constants: dict[str, Array]) -> None:
     """A size is ⌊size · scale⌋, and rounding of the scale must not make it one less.
 
-    6 · float32(7 / 6) is 6.9999998. The next larger scale is at least 7 / 6.
+    6 · float32(7 / 6) is 6.9999998. The next larger scale is at least 7 / 6. Not for the nearest
+    pixel, which it would change where two are equally near.
     """
     scales = constants.get(node.input[2]) if len(node.input) > 2 else None
-    if scales is None or (scales == np.round(scales)).all():
+    nearest = graphs.attribute(node, "mode", b"nearest") == b"nearest"
+    if scales is None or nearest or (scales == np.round(scales)).all():
         return
     name = f"{node.output[0]}/scales"
     larger = np.nextafter(scales, np.float32(np.inf))

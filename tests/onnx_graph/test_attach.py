@@ -333,7 +333,9 @@ def test_a_resize_reaches_every_size():
     for size in range(1, 40):
         wanted = np.arange(1, 60)
         scales = (wanted / size).astype(np.float32)
-        model = parsed("g (float[1,1,H,W] x) => (float[1,1,K,L] y) { y = Resize(x, , s) }")
+        model = parsed(
+            'g (float[1,1,H,W] x) => (float[1,1,K,L] y) { y = Resize<mode = "linear">(x, , s) }'
+        )
         constants = {"s": scales}
         repair(model, constants)
         reached = np.float32(size) * constants[model.graph.node[0].input[2]]
