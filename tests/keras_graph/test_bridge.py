@@ -634,7 +634,7 @@ def test_message_without_the_name_of_an_error_is_found():
 def test_message_of_tf2onnx_says_why_and_holds_none_of_its_internals():
     inputs = tf_keras.Input((3,), dtype="int64")
     model = tf_keras.Model(inputs, layers.IntegerLookup(vocabulary=[3, 5])(inputs))
-    with pytest.raises(ExportError, match="LookupTableFindV2.: .*table") as caught:
+    with pytest.raises(ExportError, match=r"LookupTableFindV2.: .*table") as caught:
         trace(model)
     assert "fct=" not in str(caught.value)
 
