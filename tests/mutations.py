@@ -370,9 +370,9 @@ MUTATIONS = (
     broken(
         "two threads trace through one replacement",
         (
-            "keras_graph/tracing.py",
-            "_active = threading.local()",
-            "_active = type('Shared', (), {})()",
+            "keras_graph/interception.py",
+            "self._local = threading.local()",
+            "self._local = type('Shared', (), {})()",
         ),
         at="tests/keras_graph/test_serving.py",
         only="thread",

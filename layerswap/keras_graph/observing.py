@@ -21,11 +21,11 @@ from tf_keras.src.layers.normalization.batch_normalization import BatchNormaliza
 
 from layerswap.errors import reason_of
 from layerswap.keras_graph.graph_functions import untraced
+from layerswap.keras_graph.interception import batchnorm_calls
 from layerswap.keras_graph.walk import TRAINING_FIXED, Found, find_layers, runs_its_graph
 
 _LOCK = threading.RLock()
 _active = threading.local()
-_stock_call = BatchNormalizationBase.call
 # What BatchNormalization has and GroupNormalization doesn't.
 _LACKING = {"moving_mean", "moving_variance", "momentum", "fused", "renorm", "virtual_batch_size"}
 
@@ -239,32 +239,22 @@ def _noting(
                 f"the code around it reads its '{name}', which GroupNormalization doesn't have"
             )
 
-    with _LOCK:
-        # A layer that was saved as a SavedModel has its class's `call` as an attribute of its own.
-        own = [(vars(x), vars(x).pop("call")) for x in known.values() if "call" in vars(x)]
-        _active.note, _active.note_read = note, note_read
-        BatchNormalizationBase.call = _dispatch
+    def call(layer: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        note(layer, inputs, args, kwargs)
+        _active.note_read, reading = None, _active.note_read  # its own code may read all of it
+        try:
+            return batchnorm_calls.stock(layer, inputs, *args, **kwargs)
+        finally:
+            _active.note_read = reading
+
+    with _LOCK, batchnorm_calls.by(call, known.values()):
+        _active.note_read = note_read
         BatchNormalizationBase.__getattribute__ = _read
         try:
             yield strangers
         finally:
-            _active.note = _active.note_read = None
-            BatchNormalizationBase.call = _stock_call
+            _active.note_read = None
             del BatchNormalizationBase.__getattribute__
-            for attributes, call in own:
-                attributes["call"] = call
-
-
-def _call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    note: Callable[..., None] | None = getattr(_active, "note", None)
-    if note is None:
-        return _stock_call(self, inputs, *args, **kwargs)
-    note(self, inputs, args, kwargs)
-    note_read, _active.note_read = _active.note_read, None  # its own code may read all of it
-    try:
-        return _stock_call(self, inputs, *args, **kwargs)
-    finally:
-        _active.note_read = note_read
 
 
 def _read(self: Any, name: str) -> Any:
@@ -273,9 +263,3 @@ def _read(self: Any, name: str) -> Any:
         if note_read is not None:
             note_read(self, name)
     return object.__getattribute__(self, name)
-
-
-# Wears the stock signature: wrappers ask whether `call` takes a mask before they pass one on.
-_dispatch = tf.__internal__.decorator.make_decorator(
-    _stock_call, tf.autograph.experimental.do_not_convert(_call)
-)

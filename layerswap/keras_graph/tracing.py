@@ -14,13 +14,13 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_v2_func_graphs import ControlFlowFuncGraph
-from tf_keras.layers import GroupNormalization
+
+from layerswap.keras_graph.interception import groupnorm_calls
 
 Replacement = Callable[[Any, Any], Any]
 
-_LOCK = threading.RLock()
 _active = threading.local()
-stock_call = GroupNormalization.call
+stock_call = groupnorm_calls.stock
 
 
 @contextmanager
@@ -29,23 +29,24 @@ def groupnorm_call(replacement: Replacement) -> Iterator[None]:
 
     Acts in the calling thread alone: another thread that predicts meanwhile gets the stock
     computation. `begin` confines it to one graph. Masked calls and subclasses that override
-    `call` keep their own computation. The class is restored when the last block ends, also when
-    the tracing inside fails.
+    `call` keep their own computation.
 
     Args:
         replacement: takes the layer and its input tensor, returns a tensor of the same shape
             and dtype as the stock layer would.
     """
-    with _LOCK:
-        outer = getattr(_active, "replacement", None), getattr(_active, "graph", None)
-        _active.replacement, _active.graph = replacement, None
-        GroupNormalization.call = _traced_call
-        try:
+
+    def stand_in(layer: Any, inputs: Any, mask: Any = None) -> Any:
+        if mask is not None or not _acts_here():
+            return stock_call(layer, inputs, mask)
+        return replacement(layer, inputs)
+
+    outer, _active.graph = getattr(_active, "graph", None), None
+    try:
+        with groupnorm_calls.by(stand_in):
             yield
-        finally:
-            _active.replacement, _active.graph = outer
-            if _active.replacement is None:
-                GroupNormalization.call = stock_call
+    finally:
+        _active.graph = outer
 
 
 def begin() -> None:
@@ -65,16 +66,3 @@ def _acts_here() -> bool:
     while isinstance(graph, ControlFlowFuncGraph):
         graph = graph.outer_graph
     return graph is _active.graph
-
-
-def _dispatch(self: Any, inputs: Any, mask: Any = None) -> Any:
-    replacement = getattr(_active, "replacement", None)
-    if replacement is None or mask is not None or not _acts_here():
-        return stock_call(self, inputs, mask)
-    return replacement(self, inputs)
-
-
-# Wears the stock signature: Keras reads it off the class when it builds or wraps a layer.
-_traced_call = tf.__internal__.decorator.make_decorator(
-    stock_call, tf.autograph.experimental.do_not_convert(_dispatch)
-)
