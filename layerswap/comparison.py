@@ -182,6 +182,32 @@ def measure_drift(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) 
     )
 
 
+def output_error(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) -> float:
+    """How much of the outputs' variance the GN model gets wrong.
+
+    Σ(GN − BN)² / Σ(BN − mean)² of each floating-point output, in float64, averaged over the
+    outputs, so that a large one doesn't drown the others.
+
+    Args:
+        bn_outputs: the source model's outputs, one mapping per batch.
+        gn_outputs: the converted model's, for the same inputs.
+
+    Returns:
+        0 where both agree; infinite where a value isn't finite.
+    """
+    ratios = []
+    for name, first in bn_outputs[0].items():
+        if not _is_inexact(first):
+            continue
+        before = np.concatenate([_wide(batch[name]).reshape(-1) for batch in bn_outputs])
+        after = np.concatenate([_wide(batch[name]).reshape(-1) for batch in gn_outputs])
+        if not np.isfinite(after).all():
+            return math.inf
+        error = float(np.sum(np.abs(after - before) ** 2))
+        ratios.append(_ratio(error, float(np.sum(np.abs(before - before.mean()) ** 2))))
+    return sum(ratios) / len(ratios) if ratios else 0.0
+
+
 def _difference(actual: Array | None, expected: Array) -> tuple[float, float]:
     """Largest |actual − expected| and largest |expected|; the first infinite if undefined."""
     if actual is None or np.shape(actual) != np.shape(expected):

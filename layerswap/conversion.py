@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from layerswap import exporting, planning
+from layerswap import diagnosing, exporting, planning
 from layerswap.atomic import StrPath
 from layerswap.errors import PolicyError, UnsupportedModelError, UsageError
 from layerswap.exporting import Converted, Progress, export, require_keras
 from layerswap.options import ExportOptions, split_fields
 from layerswap.policy import Policy
 from layerswap.records import Report, Statistics, SwapPlan
+from layerswap.samples import FEWEST, MOST
 
-__all__ = ["Converted", "check", "convert", "export", "load", "plan", "swap"]
+__all__ = ["Converted", "calibrate", "check", "convert", "export", "load", "plan", "swap"]
 
 
 def load(
@@ -102,8 +103,12 @@ def swap(
     model: Any,
     policy: Policy | Mapping[str, Any] | None = None,
     *,
+    samples: Any = None,
+    distill: int = 0,
+    max_samples: int = MOST,
     inplace: bool = False,
     self_check: bool = True,
+    progress: Progress | None = None,
     **fields: Any,
 ) -> Converted:
     """Replaces BatchNormalization by GroupNormalization and fits the new γ and β.
@@ -111,20 +116,94 @@ def swap(
     Args:
         model: a tf_keras model, or the path of one.
         policy: what is wanted; or give its fields as keyword arguments.
+        samples: unlabelled samples of the model's inputs to calibrate with: an array (a list of
+            them or a dict by name for several inputs), a `tf.data.Dataset`, a generator or
+            another iterable of samples or batches, a function that gives one of these, or the
+            path of a `.npy` or `.npz` file or of a folder of images. At least 8, better 64 or
+            more.
+        distill: steps of training γ and β on the samples to answer as the source does.
+        max_samples: how many to use at most.
         inplace: change the given model instead of a copy. A model that shares layers with others
             takes them along, and an optimizer that the caller holds is replaced by a new one.
         self_check: prove on the result that no BatchNormalization is left and that every new
             layer computes what it should.
+        progress: called with the name of each stage; while it calibrates or distills also with
+            how many of how many steps are done.
 
     Raises:
         IndivisibleChannelsError, UnsupportedModelError: layers can't be swapped; all are listed,
             and nothing was changed.
         PolicyError: as for `plan`.
-        TransferError: a variable is unaccounted for, or the self-check failed.
+        UsageError, LoadError: the samples don't fit the model or can't be read.
+        TransferError: a variable is unaccounted for, the self-check failed, or the model fails
+            on the samples.
     """
     policy = _policy(policy, fields)
+    _check_distill(samples, distill, max_samples)
+    say = progress or _silent
     model, source = _model(model)
-    return _apply(model, *_plan(model, source, policy), inplace, self_check)
+    say("plan")
+    made, statistics = _plan(model, source, policy)
+    planning.raise_refusals(made)
+    if samples is None:
+        say("swap")
+        return _apply(model, made, statistics, inplace, self_check)
+    converted = _calibrated(model, made, statistics, samples, distill, max_samples, say)
+    if inplace:  # the source had to be there until now
+        say("swap")
+        fitted = _apply(model, converted.plan, statistics, inplace, self_check=False)
+        fitted.model.set_weights(converted.model.get_weights())
+        converted = replace(converted, model=fitted.model, source=None)
+    if self_check:
+        _self_check(converted)
+    return converted
+
+
+def calibrate(
+    converted: Converted,
+    samples: Any,
+    *,
+    distill: int = 0,
+    max_samples: int = MOST,
+    progress: Progress | None = None,
+) -> Converted:
+    """Converts once more by the same policy, with samples; the given one stays as it is.
+
+    Args:
+        converted: what `swap` gave.
+        samples, distill, max_samples, progress: as for `swap`.
+
+    Raises:
+        UsageError: the source isn't known any more, as after `inplace=True`.
+        LayerswapError: any other, as for `swap`.
+    """
+    if converted.source is None:
+        raise UsageError(
+            "a model that was swapped in place can't be calibrated: the BN model is gone",
+            hint="Give the samples to swap(..., samples=...).",
+        )
+    if samples is None:
+        raise UsageError("calibration needs samples")
+    return swap(
+        converted.source,
+        Policy(**converted.plan.policy),
+        samples=samples,
+        distill=distill,
+        max_samples=max_samples,
+        progress=progress,
+    )
+
+
+def _check_distill(samples: Any, distill: int, max_samples: int) -> None:
+    for name, value, least in (("distill", distill, 0), ("max_samples", max_samples, FEWEST)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if distill and samples is None:
+        raise UsageError("distill needs samples", hint="Give samples, or leave distill at 0.")
+
+
+def _silent(stage: str, done: int = 0, total: int = 0) -> None:
+    pass
 
 
 def _policy(policy: Policy | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Policy:
@@ -171,11 +250,44 @@ def _plan(model: Any, source: str, policy: Policy) -> tuple[SwapPlan, Learned]:
     return replace(made, findings=(*made.findings, *find_imprecise(made))), statistics
 
 
+def _calibrated(
+    model: Any,
+    made: SwapPlan,
+    statistics: Learned,
+    samples: Any,
+    distill: int,
+    max_samples: int,
+    say: Progress,
+) -> Converted:
+    """A swapped copy, fitted to samples."""
+    from layerswap.keras_graph import calibrating, distilling, sampling
+
+    say("read samples")
+    given = sampling.read_samples(model, samples, max_samples)
+    say("swap")
+    converted = _apply(model, made, statistics, inplace=False, self_check=False)
+    work = calibrating.prepare(model, converted.model, made, statistics, given)
+    calibration = calibrating.calibrate(work, say)
+    if distill:
+        calibration = distilling.distill(work, calibration, distill, say)
+    return replace(
+        converted,
+        plan=calibrating.with_epsilons(made, work),
+        calibration=calibration,
+        findings=(*given.findings, *diagnosing.find_problems(calibration)),
+    )
+
+
+def _self_check(converted: Converted) -> None:
+    from layerswap.keras_graph import selfcheck
+
+    selfcheck.check_swap(converted.model, converted.plan)
+
+
 def _apply(
     model: Any, made: SwapPlan, statistics: Learned, inplace: bool, self_check: bool
 ) -> Converted:
-    planning.raise_refusals(made)
-    from layerswap.keras_graph import compiling, copying, rebuild, selfcheck, weights
+    from layerswap.keras_graph import compiling, copying, rebuild, weights
 
     before = weights.snapshot(model)
     recipes = [compiling.prepare(each) for each in copying.models_in(model)]
@@ -185,9 +297,10 @@ def _apply(
     for recipe in recipes:
         recipe.apply(twins.of(recipe.source), twins, pairs)
     log = weights.account(before, target, twins, made)
+    converted = Converted(target, made, log, None if inplace else model)
     if self_check:
-        selfcheck.check_swap(target, made)
-    return Converted(target, made, log, None if inplace else model)
+        _self_check(converted)
+    return converted
 
 
 def convert(
@@ -195,6 +308,9 @@ def convert(
     target: StrPath,
     policy: Policy | Mapping[str, Any] | None = None,
     *,
+    samples: Any = None,
+    distill: int = 0,
+    max_samples: int = MOST,
     allow_no_batchnorm: bool = False,
     custom_objects: Mapping[str, Any] | None = None,
     unsafe: bool = False,
@@ -208,6 +324,7 @@ def convert(
         target: where the artifact goes.
         policy: what is wanted; or give its fields as keyword arguments. The options of
             `export` (`format`, `opset`, `groupnorm`, ...) are keyword arguments, too.
+        samples, distill, max_samples: as for `swap`.
         allow_no_batchnorm: export a model that has no BatchNormalization, too.
         custom_objects, unsafe: as for `load`.
         progress: called with the name of each stage.
@@ -218,10 +335,11 @@ def convert(
     """
     options, fields = split_fields(fields)
     policy = _policy(policy, fields)
+    _check_distill(samples, distill, max_samples)
     require_keras()
     wanted = exporting.prepare(target, ExportOptions(**options), source)
     seconds: dict[str, float] = {}
-    stages = _Stages(seconds, progress or (lambda stage: None))
+    stages = _Stages(seconds, progress or _silent)
 
     stages("load")
     model, name = _model(source, custom_objects=custom_objects, unsafe=unsafe)
@@ -233,19 +351,25 @@ def convert(
             where=name,
             hint="To export it all the same: --allow-no-batchnorm, allow_no_batchnorm=True.",
         )
-    stages("swap")
-    converted = _apply(model, made, statistics, inplace=False, self_check=True)
+    planning.raise_refusals(made)
+    if samples is None or not made.decisions:
+        stages("swap")
+        converted = _apply(model, made, statistics, inplace=False, self_check=True)
+    else:
+        converted = _calibrated(model, made, statistics, samples, distill, max_samples, stages)
+        _self_check(converted)
     artifact = export(converted, target, wanted, progress=stages)
     stages.finish()
     return Report(
         "convert",
         name,
-        plan=made,
+        plan=converted.plan,
         transfer=converted.transfer,
         artifact=artifact,
         parity=(artifact.parity,) if artifact.parity else (),
         drift=artifact.drift,
-        findings=(*made.notes, *artifact.findings),
+        calibration=converted.calibration,
+        findings=(*made.notes, *converted.findings, *artifact.findings),
         seconds=seconds,
     )
 
@@ -274,7 +398,7 @@ def report_export(
     require_keras()
     wanted = exporting.prepare(target, ExportOptions(**options), source)
     seconds: dict[str, float] = {}
-    stages = _Stages(seconds, progress or (lambda stage: None))
+    stages = _Stages(seconds, progress or _silent)
     stages("load")
     model = load(source, custom_objects=custom_objects, unsafe=unsafe)
     artifact = export(model, target, wanted, progress=stages)
@@ -296,10 +420,14 @@ class _Stages:
         self._seconds, self._say = seconds, say
         self._name, self._start = "", 0.0
 
-    def __call__(self, stage: str) -> None:
-        self.finish()
-        self._name, self._start = stage, time.perf_counter()
-        self._say(stage)
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        if stage != self._name:
+            self.finish()
+            self._name, self._start = stage, time.perf_counter()
+        if total:
+            self._say(stage, done, total)
+        else:
+            self._say(stage)
 
     def finish(self) -> None:
         if self._name:

@@ -22,6 +22,7 @@ from layerswap.options import ExportOptions
 from layerswap.records import (
     TRACED_OPSET,
     Artifact,
+    Calibration,
     Drift,
     Finding,
     Parity,
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from layerswap.keras_graph.bridge import Traced
     from layerswap.keras_graph.interface import Interface
 
-Progress = Callable[[str], None]
+# Called with the name of each stage; in calibration and distillation also with how many of how
+# many steps are done.
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,12 +56,16 @@ class Converted:
         plan: the decision on every BatchNormalization.
         transfer: where every variable's value comes from.
         source: the BN model; None after `inplace=True`.
+        calibration: what samples changed, where there were any.
+        findings: what they showed.
     """
 
     model: Any
     plan: SwapPlan
     transfer: TransferLog
     source: Any | None
+    calibration: Calibration | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def export(

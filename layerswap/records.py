@@ -127,12 +127,17 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """The site becomes a `GroupNormalization` with `config` (as Keras deserializes it)."""
+    """The site becomes a `GroupNormalization` with `config` (as Keras deserializes it).
+
+    `adaptive_epsilon` says that the policy leaves the epsilon to what was learned or, with
+    samples, to what fits best.
+    """
 
     site: Site
     config: Mapping[str, Any]
     weights: Literal["match", "copy", "reset"]
     notes: tuple[Finding, ...] = ()
+    adaptive_epsilon: bool = False
     kind: Literal["swap"] = "swap"
 
     @property
@@ -292,6 +297,72 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerFit:
+    """How well a GroupNormalization does what the BatchNormalization did, on samples.
+
+    Errors are shares: mean of (GN − BN)² over the layer's outputs on held-out samples, divided by
+    the variance of BN's.
+
+    Attributes:
+        path: the layer's.
+        groups, epsilon: of the GroupNormalization.
+        fit: what was kept: "match", the data-free fit, or "calibrated".
+        error_match: the data-free fit's error.
+        error: that of what was kept.
+        spread: how much the variance of a group differs between samples: standard deviation by
+            mean, averaged over groups.
+        source_mean: of BN's normalised values on the samples, root mean square over channels; 0
+            where the moving mean fits the samples.
+        source_variance: of the same, median over channels; 1 where the moving variance fits.
+        note: why a fit was not considered, if so.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+
+    path: str
+    groups: int
+    epsilon: float
+    fit: Literal["match", "calibrated"]
+    error_match: float
+    error: float
+    spread: float
+    source_mean: float
+    source_variance: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What calibration and distillation did, measured on held-out samples.
+
+    Errors are those of the model's outputs: Σ(GN − BN)² / Σ(BN − mean)², averaged over outputs.
+
+    Attributes:
+        samples, held_out: how many were fitted to, and how many judged.
+        layers: in the order of the plan.
+        kept: whether the calibrated model was better than the data-free one; if not, that is
+            what there is.
+        error_match, drift_match: the data-free model's.
+        error_calibrated: the calibrated model's, kept or not.
+        error, drift: of the model as it is now.
+        distilled: steps of distillation up to the state that was kept; None without.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+
+    samples: int
+    held_out: int
+    layers: tuple[LayerFit, ...]
+    kept: bool
+    error_match: float
+    error_calibrated: float
+    error: float
+    drift_match: Drift | None
+    drift: Drift | None
+    distilled: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A file or folder that was written.
 
@@ -347,6 +418,7 @@ class Report:
     artifact: Artifact | None = None
     parity: tuple[Parity, ...] = ()
     drift: Drift | None = None
+    calibration: Calibration | None = None
     findings: tuple[Finding, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     checked: tuple[Checked, ...] = ()

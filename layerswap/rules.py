@@ -6,6 +6,7 @@ Pure: only configuration and numbers go in, so every rule is tested without Tens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,13 +89,33 @@ def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
     }
     for part in PARTS:
         config[part] = _choose_part(site, policy, part)
-    swap = Swap(site, config, policy.weights)
+    adaptive = policy.epsilon_rule == "adaptive"
+    swap = Swap(site, config, policy.weights, adaptive_epsilon=adaptive)
     _refuse_degenerate(swap, policy)
     fitted = None if statistics is None or policy.weights == "reset" else fit(swap, statistics)
     if statistics is not None and fitted is not None:
         _refuse_overflow(swap, statistics, fitted)
-    notes = tuple(_notes(swap, statistics, fitted))
-    return Swap(site, config, policy.weights, notes)
+    return replace(swap, notes=tuple(_notes(swap, statistics, fitted)))
+
+
+def objection(swap: Swap, affine: Affine, epsilon: float) -> str:
+    """Why a fit other than the planned one can't be used; empty where it can.
+
+    Args:
+        swap: a planned one.
+        affine, epsilon: what was fitted instead.
+    """
+    largest = max(float(np.abs(v).max()) for v in (affine.gamma, affine.beta, np.array(epsilon)))
+    if not largest <= HUGE:
+        return f"the fit needs numbers of {largest:.3g}, which float32 can't hold"
+    half = _dtype_name(swap.config.get("dtype")) in ("float16", "mixed_float16")
+    if half and epsilon > FLOAT16_REACH:
+        return f"the fit needs an epsilon of {epsilon:.3g}, too much for float16"
+    for name, value in (("gamma", affine.gamma), ("beta", affine.beta)):
+        broken = penalties.violation(_normalised(swap.config[f"{name}_constraint"]), value)
+        if broken:
+            return f"the fitted {name} would violate {name}_constraint {broken}"
+    return ""
 
 
 def _refuse_unconvertible(site: Site) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,11 @@ def interface_of(model: Any) -> Interface:
     return Interface(tuple(inputs), outputs, shapes)
 
 
+def input_dtypes(model: Any) -> list[str]:
+    """The dtype of each input, in the order of `interface_of`; text is "string"."""
+    return [spec.dtype.name for spec in tf.nest.flatten(_signature(model))]
+
+
 def reload_parity(model: Any, written: Path, reference: Reference) -> Parity:
     """Reads a saved model back and compares what it answers.
 
@@ -198,7 +203,7 @@ def _compare(name: str, run: Callable[[Arrays], Arrays], reference: Reference) -
 
 
 def _draw(model: Any, interface: Interface, batch: int, size: int) -> Arrays:
-    dtypes = [spec.dtype.name for spec in tf.nest.flatten(_signature(model))]
+    dtypes = input_dtypes(model)
     sizes = [f.layer.input_dim for f in find_layers(model) if isinstance(f.layer, Embedding)]
     limit = int(min(sizes, default=FEW_INDICES))
     indices = index_inputs(model, interface.inputs)
@@ -229,7 +234,7 @@ def index_inputs(model: Any, names: Sequence[str]) -> set[str]:
     }
 
 
-def answer(model: Any, inputs: Arrays, names: Sequence[str]) -> Arrays:
+def answer(model: Any, inputs: Mapping[str, Array], names: Sequence[str]) -> Arrays:
     """The model's outputs at inference.
 
     Args:
@@ -239,11 +244,16 @@ def answer(model: Any, inputs: Arrays, names: Sequence[str]) -> Arrays:
             where there are none.
     """
     tensors = [tf.convert_to_tensor(array) for array in inputs.values()]
-    arguments = tf.nest.pack_sequence_as(_signature(model), tensors)
     with fresh_states(model):
-        outputs = tf.nest.flatten(model(*arguments, training=False))
+        outputs = tf.nest.flatten(model(*pack_inputs(model, tensors), training=False))
     names = names or [f"output_{i + 1}" for i in range(len(outputs))]
     return {name: np.asarray(tensor) for name, tensor in zip(names, outputs, strict=True)}
+
+
+def pack_inputs(model: Any, tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """The model's positional arguments, made of one tensor per input in Keras's order."""
+    arguments: tuple[Any, ...] = tf.nest.pack_sequence_as(_signature(model), list(tensors))
+    return arguments
 
 
 @contextmanager

@@ -1,0 +1,303 @@
+"""Calibrates γ, β and ε of a converted model with samples, layer after layer, in one pass.
+
+Both models run side by side on all samples (see `lockstep`). Where they come to a layer, all that
+comes before it is settled: the GroupNormalization sees the input that it will see in use, the
+BatchNormalization shows what it should put out. The better of the data-free fit and the
+regressions on these samples is kept, and both models go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from layerswap import fitting, rules
+from layerswap.comparison import Outputs, measure_drift, output_error
+from layerswap.errors import UnsupportedModelError, UsageError
+from layerswap.fitting import Moments, SampleSums
+from layerswap.keras_graph.lockstep import Lockstep, Side
+from layerswap.keras_graph.running import answer, interface_of
+from layerswap.keras_graph.walk import find_layers
+from layerswap.records import (
+    Affine,
+    Array,
+    Calibration,
+    Float64,
+    LayerFit,
+    Statistics,
+    Swap,
+    SwapPlan,
+)
+from layerswap.samples import Arrays, Samples
+
+Say = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A BatchNormalization, the GroupNormalization in its place, and what both start from."""
+
+    swap: Swap
+    before: Any
+    after: Any
+    statistics: Statistics
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """What the fit may choose from: what the policy says, unless it leaves that open."""
+        start = float(self.swap.config["epsilon"])
+        factors = fitting.EPSILON_FACTORS if self.swap.adaptive_epsilon else (1.0,)
+        return tuple(factor * start for factor in factors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Two models, the layers to fit by path, and the samples."""
+
+    source: Any
+    target: Any
+    pairs: Mapping[str, Pair]
+    samples: Samples
+
+    def side(self, model: Any, batches: Sequence[Arrays]) -> Side:
+        """One of the two models on batches, pausing at its layers of the pairs."""
+        names = interface_of(self.source).outputs
+        original = model is self.source
+        return Side(
+            [partial(answer, model, batch, names) for batch in batches],
+            {path: p.before if original else p.after for path, p in self.pairs.items()},
+        )
+
+
+def prepare(
+    source: Any,
+    target: Any,
+    plan: SwapPlan,
+    statistics: Mapping[str, Statistics],
+    samples: Samples,
+) -> Work:
+    """What calibration and distillation work on: the layers swapped with weights "match".
+
+    Raises:
+        UnsupportedModelError: the model keeps state from batch to batch.
+        UsageError: there is nothing to fit.
+    """
+    for found in find_layers(source):
+        if getattr(found.layer, "stateful", False) and getattr(found.layer, "states", None):
+            raise UnsupportedModelError(
+                "a recurrent layer that keeps its state from batch to batch can't be calibrated",
+                where=found.path,
+                hint="Convert without samples, or build the model with stateful=False.",
+            )
+    before = {found.path: found.layer for found in find_layers(source)}
+    after = {found.path: found.layer for found in find_layers(target)}
+    pairs = {
+        path: Pair(swap, before[path], after[path], statistics[path])
+        for swap in plan.swaps
+        if swap.weights == "match" and (path := swap.site.path)
+    }
+    if not pairs:
+        raise UsageError(
+            "there is nothing to fit to the samples: no layer is swapped with weights='match'",
+            where=plan.source,
+        )
+    return Work(source, target, pairs, samples)
+
+
+def calibrate(work: Work, say: Say) -> Calibration:
+    """Sets γ, β and ε of the pairs' GroupNormalization layers.
+
+    If the outputs on the held-out samples are nearer to the source's without the calibration,
+    all is as it was before; so it is after an exception.
+
+    Args:
+        work: with the data-free fit in the target.
+        say: called with "calibrate" and how many of how many steps are done.
+
+    Raises:
+        TransferError: the model fails on the samples, or calls its layers differently from
+            batch to batch.
+    """
+    states = {path: state_of(pair.after) for path, pair in work.pairs.items()}
+    try:
+        with _eager_functions():
+            calls, free = _count_calls(work)
+            shared = {path for path, count in calls.items() if count > 1}
+            fits = _fit_shared(work, shared, sum(calls.values()), say) if shared else {}
+            before, after = _fit_in_order(work, fits, sum(calls.values()), say)
+    except BaseException:
+        restore(work, states)
+        raise
+    error_match, error = output_error(before, free), output_error(before, after)
+    kept = error < error_match
+    if not kept:
+        restore(work, states)
+    samples, held_out = work.samples.counts
+    return Calibration(
+        samples=samples,
+        held_out=held_out,
+        layers=tuple(fits[path] for path in work.pairs if path in fits),
+        kept=kept,
+        error_match=error_match,
+        error_calibrated=error,
+        error=min(error, error_match),
+        drift_match=measure_drift(before, free),
+        drift=measure_drift(before, after if kept else free),
+    )
+
+
+def with_epsilons(plan: SwapPlan, work: Work) -> SwapPlan:
+    """The plan with the epsilons that the target has now."""
+    decisions = []
+    for decision in plan.decisions:
+        pair = work.pairs.get(decision.site.path)
+        if isinstance(decision, Swap) and pair is not None:
+            config = {**decision.config, "epsilon": float(pair.after.epsilon)}
+            decision = replace(decision, config=config)
+        decisions.append(decision)
+    return replace(plan, decisions=tuple(decisions))
+
+
+State = tuple[Array, Array, float]
+
+
+def state_of(layer: Any) -> State:
+    """γ, β and ε of a GroupNormalization."""
+    return np.array(layer.gamma), np.array(layer.beta), float(layer.epsilon)
+
+
+def restore(work: Work, states: Mapping[str, State]) -> None:
+    """Puts back what `state_of` gave."""
+    for path, (gamma, beta, epsilon) in states.items():
+        _set(work.pairs[path].after, Affine(gamma, beta), epsilon)
+
+
+def _set(layer: Any, affine: Affine, epsilon: float) -> None:
+    for variable, values in ((layer.gamma, affine.gamma), (layer.beta, affine.beta)):
+        variable.assign(np.asarray(values).astype(variable.dtype.as_numpy_dtype))
+    layer.epsilon = epsilon
+
+
+@contextmanager
+def _eager_functions() -> Iterator[None]:
+    """The model's own graph functions run line by line: a trace would keep an old epsilon."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _count_calls(work: Work) -> tuple[dict[str, int], list[Outputs]]:
+    """How often each layer is called, and what the data-free model answers when tested."""
+    calls: dict[str, int] = {}
+    with Lockstep(work.side(work.target, work.samples.held_out)) as steps:
+        for path, _ in steps:
+            calls[path] = calls.get(path, 0) + 1
+    return calls, steps.results[0]
+
+
+def _both(work: Work) -> Lockstep:
+    batches = [*work.samples.fit, *work.samples.held_out]
+    return Lockstep(work.side(work.source, batches), work.side(work.target, batches))
+
+
+def _fit_shared(work: Work, shared: set[str], total: int, say: Say) -> dict[str, LayerFit]:
+    """Fits layers that are called several times, to all of their calls together.
+
+    The first call comes before the inputs of the others are known: all are taken as the
+    data-free model has them.
+    """
+    pooled: dict[str, tuple[Moments, Moments]] = {}
+    with _both(work) as steps:
+        for number, (path, tensors) in enumerate(steps):
+            say("calibrate shared layers", number, total)
+            if path in shared:
+                both = _measure(work, path, *tensors)
+                known = pooled.get(path)
+                pooled[path] = both if known is None else (known[0] + both[0], known[1] + both[1])
+            del tensors  # else they live until the next step is complete
+    return {path: _fit(work.pairs[path], *both) for path, both in pooled.items()}
+
+
+def _fit_in_order(
+    work: Work, fits: dict[str, LayerFit], total: int, say: Say
+) -> tuple[list[Outputs], list[Outputs]]:
+    """Fits each layer that isn't yet in `fits`; gives both models' answers when tested."""
+    with _both(work) as steps:
+        for number, (path, tensors) in enumerate(steps):
+            say("calibrate", number, total)
+            if path not in fits:
+                fits[path] = _fit(work.pairs[path], *_measure(work, path, *tensors))
+            del tensors
+    first = len(work.samples.fit)
+    before, after = steps.results
+    return before[first:], after[first:]
+
+
+def _measure(
+    work: Work, path: str, outputs: Sequence[Any], inputs: Sequence[Any]
+) -> tuple[Moments, Moments]:
+    """The moments of a layer's call, of the samples to fit with and of those held out."""
+    pair = work.pairs[path]
+    shift = pair.statistics.mean
+    each = [
+        fitting.normalized_moments(
+            _sums(x, t, pair.swap.config["axis"], shift), shift, pair.swap.groups, pair.epsilons
+        )
+        for x, t in zip(inputs, outputs, strict=True)
+    ]
+    first = len(work.samples.fit)
+    return reduce(add, each[:first]), reduce(add, each[first:])
+
+
+def _sums(x: Any, t: Any, axis: int, shift: Float64) -> SampleSums:
+    x, t = (_positions(tensor, axis) for tensor in (x, t))
+    x -= shift
+    terms = (x, x * x, t, t * t, x * t)
+    return SampleSums(int(x.shape[1]), *(tf.reduce_sum(term, axis=1).numpy() for term in terms))
+
+
+def _positions(tensor: Any, axis: int) -> Any:
+    """As float64 of shape (samples, positions, C)."""
+    rank = len(tensor.shape)
+    if axis != rank - 1:
+        order = [i for i in range(rank) if i != axis]
+        tensor = tf.transpose(tensor, [*order, axis])
+    shape = tensor.shape
+    return tf.cast(tf.reshape(tensor, (shape[0], -1, shape[-1])), tf.float64)
+
+
+def _fit(pair: Pair, known: Moments, held_out: Moments) -> LayerFit:
+    """Sets the layer to the best fit and says how good it is."""
+    gamma, beta, epsilon = state_of(pair.after)
+    match = Affine(gamma.astype(np.float64), beta.astype(np.float64))
+    choice = fitting.choose(known, held_out, match, pair.epsilons)
+    note = rules.objection(pair.swap, choice.affine, choice.epsilon) if choice.calibrated else ""
+    if note:
+        choice = replace(choice, affine=match, epsilon=epsilon, calibrated=False)
+        choice = replace(choice, error=choice.error_match)
+    if choice.calibrated:
+        _set(pair.after, choice.affine, choice.epsilon)
+    bn_epsilon = float(pair.swap.site.config["epsilon"])
+    mean, variance = fitting.source_moments(known, pair.statistics, bn_epsilon)
+    return LayerFit(
+        path=pair.swap.site.path,
+        groups=pair.swap.groups,
+        epsilon=choice.epsilon,
+        fit="calibrated" if choice.calibrated else "match",
+        error_match=choice.error_match,
+        error=choice.error,
+        spread=known.spread,
+        source_mean=mean,
+        source_variance=variance,
+        note=note,
+    )
