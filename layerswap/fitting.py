@@ -23,9 +23,9 @@ from layerswap.records import Affine, Float64, Statistics
 
 # Keeps γ finite where a channel is constant after the normalisation.
 LEAST_VARIANCE = 1e-6
-# Multiples of the data-free epsilon that the fit chooses from. The larger, the less does the
+# Factors of the adaptive epsilon that the fit chooses from. The larger, the less does the
 # variance of one sample matter.
-EPSILON_FACTORS = (1.0, 0.1, 0.3, 3.0, 10.0, 30.0, 100.0)
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

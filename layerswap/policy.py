@@ -191,7 +191,7 @@ class Policy(_Fields):
     allow_degenerate: StrictBool = False
     on_indivisible: Literal["error", "nearest", "skip"] = "error"
     epsilon: Epsilon | None = None
-    adaptive_k: Annotated[float, BeforeValidator(_to_factor)] = 1.0
+    adaptive_k: Annotated[float, BeforeValidator(_to_factor)] = 10.0
     axis: Axis = "carry"
     center: Switch = "carry"
     scale: Switch = "carry"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from layerswap.records import (
+    Calibration,
     Checked,
     Decision,
     Finding,
@@ -53,6 +54,8 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         parts.append(
             f"variables: {len(log.copied)} copied, {len(log.fitted)} fitted, {len(log.fresh)} fresh"
         )
+    if report.calibration is not None:
+        parts += _calibration(report.calibration)
     if report.artifact is not None:
         artifact = report.artifact
         opset = f", opset {artifact.opset}" if artifact.opset else ""
@@ -74,6 +77,27 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.seconds.items())
         parts.append(f"time: {spent}")
     return "\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def _calibration(calibration: Calibration) -> list[str]:
+    fitted = sum(layer.fit == "calibrated" for layer in calibration.layers)
+    lines = [
+        f"calibrated {fitted} of {len(calibration.layers)} layers on {calibration.samples} "
+        f"samples; on {calibration.held_out} others the outputs' error is "
+        f"{calibration.error_match:.3g} without, {calibration.error_calibrated:.3g} with it "
+        "(share of BN's variance)"
+    ]
+    if calibration.distilled is not None:
+        lines.append(f"distilled: {calibration.error:.3g} after {calibration.distilled} steps")
+    agreements = [
+        drift.argmax_agreement
+        for drift in (calibration.drift_match, calibration.drift)
+        if drift is not None and drift.argmax_agreement is not None
+    ]
+    if len(agreements) == 2:
+        before, after = agreements
+        lines.append(f"same arg-max as BN on these: {before:.1%} without samples, {after:.1%} now")
+    return lines
 
 
 def describe_parity(parity: Parity) -> str:

@@ -11,9 +11,11 @@ from layerswap import records
 from layerswap.records import (
     Affine,
     Artifact,
+    Calibration,
     Checked,
     Drift,
     Finding,
+    LayerFit,
     LayerRecord,
     Obstacle,
     Parity,
@@ -68,6 +70,10 @@ ARTIFACT = Artifact(
 )
 LAYER = LayerRecord("block/norm", "LayerNormalization", "keras.layers", ("Functional", "Block"))
 CHECKED = Checked("in.keras", 12, (LAYER,))
+FIT = LayerFit("bn", 4, 0.5, "calibrated", 0.25, 0.125, 0.5, 0.01, 1.1, "a note")
+CALIBRATION = Calibration(
+    192, 64, (FIT,), True, math.inf, 0.02, 0.02, None, Drift(0.1, 0.99, 64), distilled=40
+)
 FULL = Report(
     "convert",
     "in.keras",
@@ -76,6 +82,7 @@ FULL = Report(
     artifact=ARTIFACT,
     parity=(PARITY, INFINITE),
     drift=Drift(math.inf, None, 4),
+    calibration=CALIBRATION,
     findings=(NOTE,),
     seconds={"load": 0.25, "verify": 1.5},
     checked=(CHECKED,),
@@ -97,6 +104,8 @@ EXAMPLES = [
     ARTIFACT,
     LAYER,
     CHECKED,
+    FIT,
+    CALIBRATION,
     FULL,
     Report("verify", "out.onnx"),
 ]

@@ -9,10 +9,12 @@ import click
 
 from layerswap.cli.options import (
     Loading,
+    distill_option,
     export_options,
     load_options,
     policy_options,
     report_options,
+    sample_options,
 )
 from layerswap.cli.reporting import Output
 
@@ -48,6 +50,8 @@ def plan(model: str, policy: Policy, loading: Loading, output: Output) -> int:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option("--allow-no-batchnorm", is_flag=True, help="Export a model without BN, too.")
+@sample_options
+@distill_option
 @policy_options
 @export_options
 @load_options
@@ -56,6 +60,8 @@ def convert(
     source: str,
     target: str,
     allow_no_batchnorm: bool,
+    distill: int,
+    sampling: dict[str, Any],
     policy: Policy,
     export: dict[str, Any],
     loading: Loading,
@@ -71,7 +77,9 @@ def convert(
             target,
             policy,
             allow_no_batchnorm=allow_no_batchnorm,
-            progress=_starting_tensorflow(say, loading),
+            distill=distill,
+            progress=_starting_tensorflow(say, loading, sampling),
+            **sampling,
             overwrite=output.force,
             **export,
             **loading.fields(),
@@ -99,7 +107,7 @@ def export_model(
         report = conversion.report_export(
             source,
             target,
-            progress=_starting_tensorflow(say, loading),
+            progress=_starting_tensorflow(say, loading, {}),
             overwrite=output.force,
             **export,
             **loading.fields(),
@@ -113,18 +121,18 @@ def _check_report(output: Output, source: str, target: str) -> None:
     output.check(source, target, str(reference_path(target)), str(data_path(target)))
 
 
-def _starting_tensorflow(say: Any, loading: Loading) -> Any:
+def _starting_tensorflow(say: Any, loading: Loading, sampling: dict[str, Any]) -> Any:
     """Progress that brings TensorFlow with the first stage.
 
     What can be said without it is said at once.
     """
     from layerswap.keras_graph.startup import start_tensorflow
 
-    def announce(stage: str) -> None:
-        say(stage)
+    def announce(stage: str, done: int = 0, total: int = 0) -> None:
+        say(stage, done, total)
         start_tensorflow()
 
-    if loading.custom_objects:
+    if loading.custom_objects or callable(sampling.get("samples")):
         start_tensorflow()
     return announce
 

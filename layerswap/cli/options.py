@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -178,6 +179,36 @@ export_options = _grouped(
 )
 
 
+def _read_samples(samples: str | None, **values: Any) -> dict[str, Any]:
+    """The arguments of `swap` about samples; `MODULE:NAME` is imported, a path stays one."""
+    if samples is None:
+        return values
+    if not os.path.exists(samples) and ":" in samples:
+        return {"samples": import_object("--samples", samples), **values}
+    return {"samples": samples, **values}
+
+
+sample_options = _grouped(
+    "sampling",
+    _read_samples,
+    click.option(
+        "--samples",
+        metavar="FILE|DIR|MODULE:NAME",
+        help="Unlabelled inputs to calibrate with: .npy, .npz, a folder of images, or a function "
+        "that gives a dataset (imported, so its module's code runs).",
+    ),
+    click.option("--max-samples", type=int, default=256, show_default=True, help="Of these."),
+)
+
+distill_option = click.option(
+    "--distill",
+    type=int,
+    default=0,
+    metavar="STEPS",
+    help="Also train γ and β on the samples to answer as IN does.",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Loading:
     """How a Keras model is loaded."""
@@ -221,21 +252,27 @@ report_options = _grouped(
 
 def _import(names: tuple[str, ...]) -> Mapping[str, Any]:
     """The objects that `MODULE:NAME` names, by their last name."""
-    found = {}
-    for text in names:
-        module, _, name = text.partition(":")
-        if not module or not name:
-            raise UsageError(f"--custom-objects {text}: expected MODULE:NAME")
-        if (here := os.getcwd()) not in sys.path:
-            sys.path.insert(0, here)
-        try:
-            value: Any = importlib.import_module(module)
-            for part in name.split("."):
-                value = getattr(value, part)
-        except Exception as error:  # whatever the user's module raises
-            raise UsageError(
-                f"--custom-objects {text}: {type(error).__name__}: {error}",
-                hint="The module is looked for in the current folder and on PYTHONPATH.",
-            ) from error
-        found[name.rpartition(".")[2]] = value
-    return found
+    return {re.split("[.:]", text)[-1]: import_object("--custom-objects", text) for text in names}
+
+
+def import_object(option: str, text: str) -> Any:
+    """What `MODULE:NAME` names.
+
+    Raises:
+        UsageError: it can't be imported; names the option.
+    """
+    module, _, name = text.partition(":")
+    if not module or not name:
+        raise UsageError(f"{option} {text}: expected MODULE:NAME")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except Exception as error:  # whatever the user's module raises
+        raise UsageError(
+            f"{option} {text}: {type(error).__name__}: {error}",
+            hint="The module is looked for in the current folder and on PYTHONPATH.",
+        ) from error
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ import click
 from layerswap.errors import ExportError, LayerswapError, UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
     from layerswap.records import Report
+
+# Where stderr is no terminal.
+SECONDS_PER_LINE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +53,18 @@ class Output:
         check_target(self.output_file, self.force)
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str], None]]:
-        """Says on stderr which stage runs: a spinner in a terminal, lines elsewhere."""
+    def progress(self) -> Iterator[Callable[..., None]]:
+        """Says on stderr which stage runs and how far it is: a bar in a terminal, else lines."""
         if self.quiet:
-            yield lambda stage: None
+            yield lambda stage, done=0, total=0: None
         elif sys.stderr.isatty():
-            from rich.console import Console
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
-            with Console(stderr=True).status("start") as status:
-                yield status.update
+            columns = (SpinnerColumn(), "{task.description}", BarColumn(), TimeRemainingColumn())
+            with Progress(*columns, transient=True) as bar:
+                yield _Bar(bar)
         else:
-            yield lambda stage: click.echo(f"{stage} ...", err=True)
+            yield _Lines()
 
     def finish(self, report: Report) -> int:
         """Writes the report; gives the exit code."""
@@ -88,6 +95,41 @@ class Output:
                 plan = getattr(error, "plan", None)
                 self.finish(Report(command, source, plan=plan, findings=(finding,)))
             raise
+
+
+class _Bar:
+    """A stage at a time, each with a bar of its own, which only moves where steps are counted."""
+
+    def __init__(self, bar: RichProgress) -> None:
+        self._bar = bar
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        if stage != self._stage:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._bar.add_task(stage, total=None)
+            self._stage = stage
+        if total:
+            self._bar.update(self._bar.task_ids[-1], completed=done, total=total)
+
+
+class _Lines:
+    """A line for each stage, and for a long one a line now and then."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._said = 0.0
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            click.echo(f"{stage} ...", err=True)
+        elif now - self._said >= SECONDS_PER_LINE:
+            click.echo(f"{stage} ... {done} of {total}", err=True)
+        else:
+            return
+        self._stage, self._said = stage, now
 
 
 def _print(text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from layerswap import fitting, rules
+from layerswap import fitting, moments, rules
 from layerswap.comparison import Outputs, measure_drift, output_error
 from layerswap.errors import UnsupportedModelError, UsageError
 from layerswap.fitting import Moments, SampleSums
@@ -51,10 +51,13 @@ class Pair:
 
     @property
     def epsilons(self) -> tuple[float, ...]:
-        """What the fit may choose from: what the policy says, unless it leaves that open."""
-        start = float(self.swap.config["epsilon"])
-        factors = fitting.EPSILON_FACTORS if self.swap.adaptive_epsilon else (1.0,)
-        return tuple(factor * start for factor in factors)
+        """What the fit may choose from: the planned one, more where the policy leaves it open."""
+        planned = float(self.swap.config["epsilon"])
+        if not self.swap.adaptive_epsilon:
+            return (planned,)
+        groups = self.swap.groups
+        others = (moments.adaptive_epsilon(self.statistics, groups, k) for k in fitting.FACTORS)
+        return tuple(dict.fromkeys((planned, *others)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
