@@ -335,7 +335,8 @@ class LayerFit:
 class Calibration:
     """What calibration and distillation did, measured on held-out samples.
 
-    Errors are those of the model's outputs: Σ(GN − BN)² / Σ(BN − mean)², averaged over outputs.
+    Errors are those of the model's outputs: Σ(GN − BN)² / Σ(BN − mean)², averaged over outputs,
+    probabilities compared as logits.
 
     Attributes:
         samples, held_out: how many were fitted to, and how many judged.

@@ -14,20 +14,24 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from layerswap.comparison import Outputs, measure_drift, output_error
+from layerswap.comparison import (
+    LEAST_PROBABILITY,
+    Outputs,
+    measure_drift,
+    output_error,
+    probabilities,
+)
 from layerswap.errors import TransferError, reason_of
 from layerswap.keras_graph.calibrating import Say, Work, restore, state_of
 from layerswap.keras_graph.running import answer, interface_of, pack_inputs
 from layerswap.records import Array, Calibration
 from layerswap.samples import Arrays
 
-LEARNING_RATE = 0.01
+# Of each value, in units of its layer (see `_Scaled`).
+LEARNING_RATE = 0.03
 # How often the held-out samples are looked at, and how often without a gain until it ends.
 LOOKS, PATIENCE = 20, 6
 SEED = 0
-# Probabilities below this are taken for it: their logarithm says more of rounding than of scores.
-LEAST_PROBABILITY = 1e-6
-ROUNDING = 1e-3
 
 
 def distill(work: Work, calibration: Calibration, steps: int, say: Say) -> Calibration:
@@ -50,12 +54,12 @@ def distill(work: Work, calibration: Calibration, steps: int, say: Say) -> Calib
     Raises:
         TransferError: the model can't be differentiated.
     """
-    variables = [v for pair in work.pairs.values() for v in (pair.after.gamma, pair.after.beta)]
     names = interface_of(work.source).outputs
     held_out = work.samples.held_out
     expected = [answer(work.source, batch, names) for batch in held_out]
+    probable = [name in probabilities(expected) for name in expected[0]]
     schedule = tf_keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
-    step = _make_step(work, variables, tf_keras.optimizers.Adam(schedule), _scores(expected))
+    step = _make_step(work, _Scaled(work), tf_keras.optimizers.Adam(schedule), probable)
     batches = _Batches(work.samples.fit)
 
     best = {path: state_of(pair.after) for path, pair in work.pairs.items()}
@@ -91,22 +95,44 @@ def _run(step: Any, inputs: list[Any]) -> None:
         ) from error
 
 
-def _scores(outputs: Sequence[Outputs]) -> list[bool]:
-    """Which outputs are probabilities over classes, as of a softmax."""
-    return [
-        all(
-            batch[name].ndim >= 2
-            and batch[name].shape[-1] >= 2
-            and bool((batch[name] >= 0).all())
-            and bool((np.abs(batch[name].sum(axis=-1) - 1) < ROUNDING).all())
-            for batch in outputs
-        )
-        for name in outputs[0]
-    ]
+class _Scaled:
+    """γ and β of all layers in units of their own layer, so that one rate suits all.
+
+    Adam moves each value by about its rate. What that does to the output depends on the layer:
+    with a large epsilon what γ multiplies is small, and γ large.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.variables: list[Any] = []
+        self._scales: list[float] = []
+        for pair in work.pairs.values():
+            gamma, beta = pair.after.gamma, pair.after.beta
+            self.variables += [gamma, beta]
+            # BN's output has the standard deviation |γ|, in which β is counted, too.
+            self._scales += [_rms(np.asarray(gamma)), _rms(pair.statistics.gamma)]
+        pairs = zip(self.variables, self._scales, strict=True)
+        self.units = [tf.Variable(tf.cast(v, tf.float32) / scale) for v, scale in pairs]
+
+    def gradients(self, gradients: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Those of `variables` as pairs for an optimizer of `units`."""
+        given = zip(gradients, self._scales, self.units, strict=True)
+        return [(tf.cast(g, tf.float32) * scale, unit) for g, scale, unit in given]
+
+    def assign(self) -> None:
+        """Sets γ and β to what the units say, within their constraints."""
+        for variable, scale, unit in zip(self.variables, self._scales, self.units, strict=True):
+            variable.assign(tf.cast(unit * scale, variable.dtype))
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
+                unit.assign(tf.cast(variable, tf.float32) / scale)
 
 
-def _make_step(work: Work, variables: Sequence[Any], optimizer: Any, scores: Sequence[bool]) -> Any:
-    optimizer.build(variables)
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.asarray(values, np.float64) ** 2))) or 1.0
+
+
+def _make_step(work: Work, scaled: _Scaled, optimizer: Any, probable: Sequence[bool]) -> Any:
+    optimizer.build(scaled.units)
 
     def step(inputs: Any) -> None:
         given = pack_inputs(work.source, inputs)
@@ -114,24 +140,25 @@ def _make_step(work: Work, variables: Sequence[Any], optimizer: Any, scores: Seq
         with tf.GradientTape() as tape:
             actual = tf.nest.flatten(work.target(*given, training=False))
             losses = [
-                _loss(tf.stop_gradient(t), y, probable)
-                for t, y, probable in zip(expected, actual, scores, strict=True)
+                _loss(tf.stop_gradient(t), y, scores)
+                for t, y, scores in zip(expected, actual, probable, strict=True)
                 if t.dtype.is_floating
             ]
             loss = tf.add_n(losses)
-        gradients = tape.gradient(loss, variables)
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        gradients = tape.gradient(loss, scaled.variables, unconnected_gradients="zero")
+        optimizer.apply_gradients(scaled.gradients(gradients))
+        scaled.assign()
 
     return tf.function(step, reduce_retracing=True)
 
 
-def _loss(expected: Any, actual: Any, probable: bool) -> Any:
+def _loss(expected: Any, actual: Any, scores: bool) -> Any:
     """Squared error as a share of the expected variance; of probabilities, of their logits.
 
     Logits are what a softmax is computed from, up to a constant for each sample.
     """
     expected, actual = (tf.cast(t, tf.float32) for t in (expected, actual))
-    if probable:
+    if scores:
         expected, actual = (_logits(t) for t in (expected, actual))
     variance = tf.math.reduce_variance(expected)
     return tf.reduce_mean(tf.square(actual - expected)) / tf.maximum(variance, 1e-12)
