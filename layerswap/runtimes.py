@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from layerswap.atomic import followed
@@ -20,6 +20,9 @@ RUNTIMES = (*FILE_RUNTIMES, *FOLDER_RUNTIMES)
 # Stands for every runtime that takes the artifact and is installed.
 ALL = "all"
 
+# Runs a loaded artifact once: arrays by the names of the inputs, then of the outputs.
+Session = Callable[[Mapping[str, "Array"]], "dict[str, Array]"]
+
 
 class Runtime(ABC):
     """Runs artifacts. A subclass says how to load one, how to call it, and how it complains.
@@ -32,19 +35,19 @@ class Runtime(ABC):
     name: str
     version: str
 
-    def run(self, path: str | os.PathLike[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Loads an artifact and runs it once.
+    def session(self, path: str | os.PathLike[str]) -> Session:
+        """Loads an artifact, to be run as often as wanted.
 
         Args:
             path: the `.onnx` file or the SavedModel folder.
-            inputs: one array per input.
 
         Returns:
-            One array per output, in the artifact's order.
+            What runs it once: takes one array per input, by name, and gives one per output, in the
+            artifact's order. Raises ExportError where the runtime fails on the graph or on these
+            inputs.
 
         Raises:
             LoadError: the artifact can't be loaded.
-            ExportError: the runtime fails on the graph or on these inputs.
         """
         place = os.fspath(followed(path))  # external data lies beside the file, not the link
         try:
@@ -60,11 +63,15 @@ class Runtime(ABC):
         except Exception as error:
             reason = f"{self.name} {self.version} can't load it: {self._reason(error)}"
             raise LoadError(reason, where=place) from error
-        try:
-            return self._call(loaded, inputs)
-        except Exception as error:
-            reason = f"{self.name} {self.version} failed to run the model: {self._reason(error)}"
-            raise ExportError(reason, where=place) from error
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            try:
+                return self._call(loaded, inputs)
+            except Exception as error:
+                failure = f"{self.name} {self.version} failed to run the model"
+                raise ExportError(f"{failure}: {self._reason(error)}", where=place) from error
+
+        return run
 
     @abstractmethod
     def _load(self, path: str) -> Any:

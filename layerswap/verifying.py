@@ -107,7 +107,8 @@ def measure_parity(
     runtime: Runtime, path: StrPath, reference: Reference, tolerance: Tolerance | None = None
 ) -> Parity:
     """What `verify` does, with the runtime and the reference in hand."""
-    actual = [runtime.run(path, batch) for batch in reference.inputs]
+    run = runtime.session(path)
+    actual = [run(batch) for batch in reference.inputs]
     if unknown := sorted(set(actual[0]) - set(reference.outputs[0])):
         raise LoadError(
             f"the reference says nothing of the output {', '.join(unknown)}",

@@ -111,6 +111,20 @@ def test_one_batch_and_weights_beside_the_file(runtime, doubling):
     assert parity.batches == (2,)
 
 
+def test_an_artifact_is_loaded_once_for_all_batches(digits_onnx, monkeypatch):
+    runtime, loads = open_runtime(digits_onnx), []
+    stock = runtime._load
+
+    def load(path):
+        loads.append(path)
+        return stock(path)
+
+    monkeypatch.setattr(runtime, "_load", load)
+    known = load_reference(reference_path(digits_onnx))
+    assert verifying.measure_parity(runtime, digits_onnx, known).batches == (1, 3)
+    assert loads == [str(digits_onnx)]
+
+
 # --- the reference belongs to another artifact ------------------------------------------------
 
 

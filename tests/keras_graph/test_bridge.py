@@ -63,7 +63,9 @@ def run(model, traced, inputs, folder):
     path = folder / "model.onnx"
     write(*lighten(model), path)
     interface = traced.interface
-    got = open_runtime("onnxruntime").run(path, dict(zip(interface.inputs, inputs, strict=True)))
+    got = open_runtime("onnxruntime").session(path)(
+        dict(zip(interface.inputs, inputs, strict=True))
+    )
     assert tuple(got) == interface.outputs
     return list(got.values())
 

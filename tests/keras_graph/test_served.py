@@ -70,7 +70,7 @@ def test_several_inputs_and_outputs_of_every_rank(tmp_path):
     path = save(model, tmp_path / "model")
     for batch in (1, 3):
         arrays = {name: normal(batch, *shape) for name, shape in shapes.items()}
-        got = SavedModel().run(path, arrays)
+        got = SavedModel().session(path)(arrays)
         expected = model(arrays)
         assert got.keys() == {f"{name}_out" for name in shapes}
         for name in shapes:
@@ -88,9 +88,9 @@ def test_inputs_that_tensorflow_renames(names, tmp_path):
     path = save(model, tmp_path / "model")
     arrays = {name: normal(2, 3) for name in names}
     expected = arrays[names[0]] - arrays[names[1]]
-    np.testing.assert_allclose(SavedModel().run(path, arrays)["y"], expected)
+    np.testing.assert_allclose(SavedModel().session(path)(arrays)["y"], expected)
     swapped = dict(reversed(arrays.items()))  # as a reference file has them: in any order
-    np.testing.assert_allclose(SavedModel().run(path, swapped)["y"], expected)
+    np.testing.assert_allclose(SavedModel().session(path)(swapped)["y"], expected)
     assert ls.export(model, path, overwrite=True).parity.ok
 
 
@@ -133,7 +133,7 @@ def test_a_signature_that_keras_knows_nothing_of(tmp_path):
     tf.saved_model.save(module, str(tmp_path / "m"), signatures={"serving_default": served})
     x = normal(3, 2)
     runtime = SavedModel()
-    np.testing.assert_array_equal(runtime.run(tmp_path / "m", {"x": x})["y"], x * 3)
+    np.testing.assert_array_equal(runtime.session(tmp_path / "m")({"x": x})["y"], x * 3)
     assert (runtime.name, runtime.version) == ("savedmodel", tf.__version__)
 
 
@@ -176,7 +176,7 @@ def damage(folder, how):
 def test_a_damaged_folder_is_one_clear_error(how, folder, capfd):
     damage(folder, how)
     with pytest.raises(LoadError) as caught:
-        SavedModel().run(folder, {"x": normal(1, 4)})
+        SavedModel().session(folder)({"x": normal(1, 4)})
     assert caught.value.where == str(folder)
     assert caught.value.message.startswith(f"savedmodel {tf.__version__} can't load it: ")
     assert "\n" not in caught.value.message
@@ -186,7 +186,7 @@ def test_a_damaged_folder_is_one_clear_error(how, folder, capfd):
 def test_no_signature(tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "m"))
     with pytest.raises(LoadError, match="no signature 'serving_default'; those it has: none"):
-        SavedModel().run(tmp_path / "m", {})
+        SavedModel().session(tmp_path / "m")({})
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_no_signature(tmp_path):
 )
 def test_inputs_that_do_not_fit_are_an_export_error(inputs, folder, capfd):
     with pytest.raises(ExportError, match=r"savedmodel .* failed to run the model: ") as caught:
-        SavedModel().run(folder, inputs)
+        SavedModel().session(folder)(inputs)
     assert "\n" not in caught.value.message
     assert capfd.readouterr() == ("", "")
 

@@ -221,7 +221,7 @@ def test_resize_takes_tensorflows_pixel_in_a_standard_mode(scale, tmp_path):
     }}"""
     x = np.arange(10, dtype=np.float32).reshape(1, 1, 1, 10)
     write(*lighten(repaired(text)), tmp_path / "m.onnx")
-    got = open_runtime("onnxruntime").run(tmp_path / "m.onnx", {"x": x})["y"].ravel()
+    got = open_runtime("onnxruntime").session(tmp_path / "m.onnx")({"x": x})["y"].ravel()
     expected = [int((i + 0.5) / scale) for i in range(int(10 * scale))]
     np.testing.assert_array_equal(got, expected)
 
@@ -252,7 +252,7 @@ def test_written_file_loads_and_computes(limit, tmp_path, monkeypatch):
     assert len(written) == (2 if limit == 100 else 1)
     onnx.checker.check_model(str(path))
     for name in ("onnxruntime", "reference"):
-        got = open_runtime(name).run(path, {"x": x})["y"]
+        got = open_runtime(name).session(path)({"x": x})["y"]
         np.testing.assert_allclose(got, x @ weight, atol=1e-5)
 
 

@@ -39,7 +39,7 @@ def kinds(model):
 def run(model, folder, inputs, runtime="onnxruntime"):
     onnx.save(model, folder / "m.onnx")
     try:
-        return open_runtime(runtime).run(folder / "m.onnx", inputs)["y"]
+        return open_runtime(runtime).session(folder / "m.onnx")(inputs)["y"]
     except LoadError as error:
         if runtime == "reference" and "GroupNormalization" in str(error):
             pytest.skip(f"onnx {onnx.__version__} evaluates no GroupNormalization in a body")

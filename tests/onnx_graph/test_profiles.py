@@ -41,7 +41,9 @@ def run(model, folder, runtime, *inputs):
     names = [value.name for value in model.graph.input]
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        got = open_runtime(runtime).run(folder / "m.onnx", dict(zip(names, inputs, strict=True)))
+        got = open_runtime(runtime).session(folder / "m.onnx")(
+            dict(zip(names, inputs, strict=True))
+        )
     return list(got.values())
 
 
@@ -195,7 +197,7 @@ def test_other_runtimes(name, profile, tmp_path):
         # OpenCV takes a variance as mean(x²) − mean(x)², for which `precise` is the remedy.
         for mean, spread in [(2, 3), *[(1e4, 1)] * (profile == "precise")]:
             x = np.random.default_rng(0).normal(mean, spread, shape).astype("float32")
-            got = runtime.run(tmp_path / "m.onnx", {"x": x})["y"]
+            got = runtime.session(tmp_path / "m.onnx")({"x": x})["y"]
             expected = oracle.group_norm(x, groups, gamma, beta, 0.03, axis=1)
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 

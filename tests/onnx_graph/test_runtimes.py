@@ -50,9 +50,10 @@ def path(tmp_path):
 
 @EACH
 def test_gives_every_output_by_name_in_the_graphs_order(runtime, path):
+    run = runtime.session(path)
     for batch in (3, 1):
         x = normal(batch, 2)
-        got = runtime.run(path, {"shift": np.array([1, 1], "float32"), "x": x})
+        got = run({"shift": np.array([1, 1], "float32"), "x": x})
         assert list(got) == ["z", "a"]
         np.testing.assert_array_equal(got["z"], x + 1)
         np.testing.assert_array_equal(got["a"], np.maximum(x + 1, 0))
@@ -65,7 +66,7 @@ def test_an_output_before_the_one_that_it_is_made_of(runtime, tmp_path):
     text = """g (float[N,2] x, float[N,2] y) => (float[N,2] a, float[N,2] z, float[N,2] y)
     { z = Sub(y, x) a = Relu(z) }"""
     x, y = normal(3, 2), normal(3, 2)
-    got = runtime.run(model_of(tmp_path / "m.onnx", text), {"x": x, "y": y})
+    got = runtime.session(model_of(tmp_path / "m.onnx", text))({"x": x, "y": y})
     assert list(got) == ["a", "z", "y"]
     np.testing.assert_array_equal(got["a"], np.maximum(y - x, 0))
     np.testing.assert_array_equal(got["z"], y - x)
@@ -91,9 +92,10 @@ def test_ranks_two_to_five(runtime, shape, tmp_path):
         t = Transpose<perm = {[0, last, *range(1, last)]}>(x)
     }}"""
     path = model_of(tmp_path / "m.onnx", text)
+    run = runtime.session(path)
     for batch in (1, 3):
         x = normal(batch, *shape)
-        got = runtime.run(path, {"x": x})
+        got = run({"x": x})
         np.testing.assert_allclose(got["m"], x.mean(-1), atol=1e-6)
         np.testing.assert_array_equal(got["t"], np.moveaxis(x, -1, 1))
 
@@ -103,9 +105,10 @@ def test_open_axes(runtime, tmp_path):
     text = """g (float[N,C,H,W] x, float[C] scale, float[C] shift) => (float[N,C,H,W] y)
     { y = InstanceNormalization<epsilon = 0.03>(x, scale, shift) }"""
     path = model_of(tmp_path / "m.onnx", text)
+    run = runtime.session(path)
     for shape in ((1, 3, 5, 7), (3, 2, 4, 4)):
         x, scale, shift = normal(*shape) * 3 + 2, normal(shape[1]), normal(shape[1])
-        got = runtime.run(path, {"x": x, "scale": scale, "shift": shift})["y"]
+        got = run({"x": x, "scale": scale, "shift": shift})["y"]
         wide = x.astype(np.float64)
         centred = wide - wide.mean((2, 3), keepdims=True)
         factor = scale[:, None, None] / np.sqrt(wide.var((2, 3), keepdims=True) + 0.03)
@@ -119,7 +122,7 @@ def test_products_are_those_of_float32(runtime, tmp_path):
     { p = MatMul(x, w) y = Softmax<axis = 1>(p) }"""
     path = model_of(tmp_path / "m.onnx", text)
     x, w = normal(3, 64), normal(64, 32)
-    got = runtime.run(path, {"x": x, "w": w})["y"]
+    got = runtime.session(path)({"x": x, "w": w})["y"]
     product = np.exp(x.astype(np.float64) @ w)
     np.testing.assert_allclose(got, product / product.sum(1, keepdims=True), rtol=1e-4, atol=1e-7)
 
@@ -132,15 +135,24 @@ def test_types_of_inputs(runtime, dtype, tmp_path):
     kind = TYPES.get(dtype, dtype)
     text = f"g ({kind}[N,3] x) => ({kind}[3,N] y) {{ y = Transpose<perm = [1, 0]>(x) }}"
     x = RNG.integers(0, 2, (4, 3)).astype(dtype)
-    got = runtime.run(model_of(tmp_path / "m.onnx", text), {"x": x})["y"]
+    got = runtime.session(model_of(tmp_path / "m.onnx", text))({"x": x})["y"]
     np.testing.assert_array_equal(got, x.T)
 
 
 @EACH
 def test_arrays_that_are_not_contiguous(runtime, path):
     x = np.repeat(normal(3, 2), 2, axis=1)[:, ::2]
-    got = runtime.run(path, {"x": x, "shift": np.zeros(2, "float32")})["z"]
+    got = runtime.session(path)({"x": x, "shift": np.zeros(2, "float32")})["z"]
     np.testing.assert_array_equal(got, x)
+
+
+@EACH
+def test_answers_outlast_the_next_run(runtime, path):
+    run, shift = runtime.session(path), np.zeros(2, "float32")
+    first, second = normal(3, 2), normal(3, 2)
+    got = run({"x": first, "shift": shift})
+    assert run({"x": second, "shift": shift}).keys() == got.keys()
+    np.testing.assert_array_equal(got["z"], first)
 
 
 @EACH
@@ -153,7 +165,7 @@ def test_names_that_are_no_identifiers(runtime, tmp_path):
     model.ir_version = 8
     onnx.save(model, tmp_path / "m ü.onnx")
     x = normal(3, 2)
-    (got,) = runtime.run(tmp_path / "m ü.onnx", {names[0]: x}).values()
+    (got,) = runtime.session(tmp_path / "m ü.onnx")({names[0]: x}).values()
     np.testing.assert_array_equal(got, np.maximum(x, 0))
 
 
@@ -168,11 +180,11 @@ def test_weights_beside_the_file(runtime, tmp_path):
     path = tmp_path / "m.onnx"
     expected = normal(3, 2)
     onnx.save(model, path, save_as_external_data=True, location="m.onnx.data", size_threshold=0)
-    got = runtime.run(path, {"x": expected})["y"]
+    got = runtime.session(path)({"x": expected})["y"]
     np.testing.assert_allclose(got, expected @ onnx.numpy_helper.to_array(weight), atol=1e-5)
     (tmp_path / "m.onnx.data").unlink()
     with pytest.raises(LoadError, match=f"{runtime.name} .* can't load it"):
-        runtime.run(path, {"x": expected})
+        runtime.session(path)({"x": expected})
 
 
 # --- what they refuse -----------------------------------------------------------------------
@@ -197,7 +209,7 @@ def test_unloadable_file_is_one_clear_error(runtime, content, tmp_path, capfd):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(LoadError) as caught:
-        runtime.run(path, {"x": np.zeros(1, "float32")})
+        runtime.session(path)({"x": np.zeros(1, "float32")})
     assert caught.value.where == str(path)
     assert caught.value.message.startswith(f"{runtime.name} {runtime.version} can't load it: ")
     assert "\n" not in caught.value.message
@@ -208,23 +220,23 @@ def test_unloadable_file_is_one_clear_error(runtime, content, tmp_path, capfd):
 def test_a_file_cut_short(runtime, path, capfd):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(LoadError, match="can't load it"):
-        runtime.run(path, {})
+        runtime.session(path)({})
     assert capfd.readouterr() == ("", "")
 
 
 @EACH
 def test_an_operator_that_a_runtime_lacks_is_a_load_error_that_names_it(runtime, tmp_path, capfd):
     with pytest.raises(LoadError, match=r"can't load it: .*Mystery"):
-        runtime.run(mystery(tmp_path / "m.onnx"), {"x": np.zeros(2, "float32")})
+        runtime.session(mystery(tmp_path / "m.onnx"))({"x": np.zeros(2, "float32")})
     assert capfd.readouterr() == ("", "")
 
 
 @EACH
 def test_inputs_that_do_not_fit_are_an_export_error(runtime, path, capfd):
     with pytest.raises(ExportError, match=f"{runtime.name} .* failed to run the model: .*shift"):
-        runtime.run(path, {"x": np.zeros((2, 2), "float32")})
+        runtime.session(path)({"x": np.zeros((2, 2), "float32")})
     with pytest.raises(ExportError, match="failed to run the model"):
-        runtime.run(path, {"x": np.zeros((2, 3), "float32"), "shift": np.zeros(2, "float32")})
+        runtime.session(path)({"x": np.zeros((2, 3), "float32"), "shift": np.zeros(2, "float32")})
     assert capfd.readouterr() == ("", "")
 
 
@@ -232,13 +244,13 @@ def test_inputs_that_do_not_fit_are_an_export_error(runtime, path, capfd):
 def test_inputs_are_checked_for_runtimes_that_do_not(runtime, path):
     some = np.zeros(2, "float32")
     with pytest.raises(ExportError, match="inputs are shift, x, but given are a, shift, x"):
-        runtime.run(path, {"x": some, "shift": some, "a": some})
+        runtime.session(path)({"x": some, "shift": some, "a": some})
     with pytest.raises(ExportError, match="inputs are shift, x, but given are none"):
-        runtime.run(path, {})
+        runtime.session(path)({})
     for shape in ((2, 3), (2,), (2, 2, 1)):
         given = {"x": np.zeros(shape, "float32"), "shift": some}
         with pytest.raises(ExportError, match=r"input 'x' has the shape \(.*\), not \(\?, 2\)"):
-            runtime.run(path, given)
+            runtime.session(path)(given)
 
 
 @EACH
@@ -247,13 +259,13 @@ def test_integers_of_more_than_32_bits_are_never_cut_off(runtime, value, tmp_pat
     path = model_of(tmp_path / "m.onnx", "g (int64[N] x) => (int64[N] y) { y = Identity(x) }")
     for x in (np.array([2**31 - 1, -(2**31)]), np.zeros(0, np.int64)):
         if runtime.name != "opencv" or x.size:  # see the empty batch below
-            np.testing.assert_array_equal(runtime.run(path, {"x": x})["y"], x)
+            np.testing.assert_array_equal(runtime.session(path)({"x": x})["y"], x)
     x = np.array([0, value])
     if runtime.name in ("openvino", "opencv"):
         with pytest.raises(ExportError, match="input 'x' holds integers of more than 32 bits"):
-            runtime.run(path, {"x": x})
+            runtime.session(path)({"x": x})
     else:
-        np.testing.assert_array_equal(runtime.run(path, {"x": x})["y"], x)
+        np.testing.assert_array_equal(runtime.session(path)({"x": x})["y"], x)
 
 
 def test_unknown_runtime_lists_the_known():
@@ -295,7 +307,7 @@ def test_a_large_model_keeps_its_weights_once(runtime, path, monkeypatch):
     monkeypatch.setattr(runtimes, "LARGE_BYTES", limit - 1)
     assert runtime._options(str(path)).get_session_config_entry(entry) == "1"
     x = normal(3, 2)
-    got = runtime.run(path, {"x": x, "shift": np.zeros(2, "float32")})["z"]
+    got = runtime.session(path)({"x": x, "shift": np.zeros(2, "float32")})["z"]
     np.testing.assert_array_equal(got, x)
 
 
@@ -304,7 +316,7 @@ def test_a_name_that_is_not_text(runtime, path):
     """OpenCV would take the process down, ONNX Runtime complain about its own arguments."""
     odd = shutil.move(path, os.fsdecode(os.fsencode(path.parent) + b"/\xff.onnx"))
     with pytest.raises(LoadError, match="its path is not valid Unicode"):
-        runtime.run(odd, {"x": normal(3, 2), "shift": np.zeros(2, "float32")})
+        runtime.session(odd)({"x": normal(3, 2), "shift": np.zeros(2, "float32")})
 
 
 @pytest.mark.parametrize("runtime", ["opencv"], indirect=True)
@@ -313,9 +325,9 @@ def test_the_log_level_of_opencv_is_the_users_again(runtime, path, tmp_path):
 
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_DEBUG)
     try:
-        runtime.run(path, {"x": normal(3, 2), "shift": np.zeros(2, "float32")})
+        runtime.session(path)({"x": normal(3, 2), "shift": np.zeros(2, "float32")})
         with pytest.raises(LoadError):
-            runtime.run(mystery(tmp_path / "m.onnx"), {})
+            runtime.session(mystery(tmp_path / "m.onnx"))({})
         assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_DEBUG
     finally:
         cv2.utils.logging.setLogLevel(level)
@@ -325,7 +337,7 @@ def test_the_log_level_of_opencv_is_the_users_again(runtime, path, tmp_path):
 def test_opencv_gives_no_array_for_an_empty_batch(runtime, path):
     inputs = {"x": np.zeros((0, 2), "float32"), "shift": np.zeros(2, "float32")}
     with pytest.raises(ExportError, match="output 'z' is empty"):
-        runtime.run(path, inputs)
+        runtime.session(path)(inputs)
 
 
 def test_openvino_tells_nobody_that_it_is_used(path, tmp_path):
@@ -337,7 +349,8 @@ import sys
 import numpy as np
 from layerswap.onnx_graph.runtimes import open_runtime
 runtime = open_runtime("openvino")
-runtime.run({os.fspath(path)!r}, {{"x": np.zeros((3, 2), "f"), "shift": np.zeros(2, "f")}})
+run = runtime.session({os.fspath(path)!r})
+run({{"x": np.zeros((3, 2), "f"), "shift": np.zeros(2, "f")}})
 sys.exit(any(name.startswith("openvino_telemetry") for name in sys.modules))
 """
     environment = {k: v for k, v in os.environ.items() if k != "CI"} | {"HOME": str(home)}
