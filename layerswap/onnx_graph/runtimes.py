@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from layerswap.errors import MissingExtraError, UsageError
+from layerswap.errors import MissingExtraError
 from layerswap.onnx_graph.opencv import OpenCv
 from layerswap.onnx_graph.openvino import OpenVino
 from layerswap.records import Array
@@ -83,9 +83,6 @@ def open_runtime(name: str) -> Runtime:
         name: one of `FILE_RUNTIMES`.
 
     Raises:
-        UsageError: there is no such runtime.
         MissingExtraError: its package isn't installed.
     """
-    if name not in _RUNTIMES:
-        raise UsageError(f"unknown runtime '{name}'; there is {', '.join(_RUNTIMES)}")
     return _RUNTIMES[name]()

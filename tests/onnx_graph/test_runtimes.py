@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from layerswap.errors import ExportError, LoadError, MissingExtraError, UsageError
+from layerswap.errors import ExportError, LoadError, MissingExtraError
 from layerswap.onnx_graph import runtimes
 from layerswap.onnx_graph.runtimes import open_runtime
 from layerswap.runtimes import FILE_RUNTIMES
@@ -266,14 +266,6 @@ def test_integers_of_more_than_32_bits_are_never_cut_off(runtime, value, tmp_pat
             runtime.session(path)({"x": x})
     else:
         np.testing.assert_array_equal(runtime.session(path)({"x": x})["y"], x)
-
-
-def test_unknown_runtime_lists_the_known():
-    with pytest.raises(
-        UsageError,
-        match="unknown runtime 'abacus'; there is onnxruntime, openvino, opencv, reference",
-    ):
-        open_runtime("abacus")
 
 
 @pytest.mark.parametrize(
