@@ -411,6 +411,25 @@ def test_inputs_of_different_batch_sizes_are_refused(tmp_path):
             ls.export(model, tmp_path / "m.onnx", input_shape=shapes, verify=verify)
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "m.keras", "m.h5", "m"])
+def test_the_batch_of_a_first_call_is_not_the_only_one_proven(name, tmp_path):
+    model = tf_keras.Sequential([layers.Dense(4), layers.BatchNormalization()])
+    model(images(32, 5))
+    model.save(tmp_path / "source.keras")
+    source = ls.load(tmp_path / "source.keras")
+    assert source.inputs[0].shape[0] == 32  # it is in the file
+    artifact = ls.export(ls.swap(source, groups=2), tmp_path / name)
+    assert artifact.parity.batches == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.keras", "m"])
+def test_the_batch_that_a_model_needs_is_the_one_proven(name, tmp_path):
+    rows = layers.Input((6,), batch_size=4)
+    shaped = layers.Reshape((3, 2))(rows) + tf.zeros((4, 3, 2))
+    model = tf_keras.Model(rows, layers.GroupNormalization(2)(shaped))
+    assert ls.export(model, tmp_path / name).parity.batches == (4,)
+
+
 def test_options_are_given_in_one_way():
     model = tf_keras.Sequential([layers.Input((2,)), layers.Dense(2)])
     with pytest.raises(UsageError, match="keyword arguments"):

@@ -57,6 +57,18 @@ def has_fixed_batch(model: Any) -> bool:
     return any(tensor.shape.rank and tensor.shape[0] is not None for tensor in outputs)
 
 
+def batch_shapes(model: Any, specs: Sequence[Any]) -> list[Any]:
+    """The shapes of a model's inputs, the batch open unless the model works with its own alone.
+
+    Args:
+        model: whose inputs they are.
+        specs: one for each.
+    """
+    if has_fixed_batch(model):
+        return [spec.shape for spec in specs]
+    return [tf.TensorShape([None, *s.shape[1:]]) if s.shape.rank else s.shape for s in specs]
+
+
 def call_arguments(model: Any) -> tuple[Any, ...]:
     """What a subclassed model was called with by position, a spec in the place of each tensor.
 
@@ -128,10 +140,10 @@ def input_specs(model: Any) -> list[Any]:
             raise ExportError(f"input '{name}' is sparse or ragged; ONNX has dense tensors only")
         if spec.shape.rank is None:
             raise ExportError(f"input '{name}' has no fixed number of axes")
-    fixed = has_fixed_batch(model)
+    shapes = batch_shapes(model, specs)
     return [
-        tf.TensorSpec(s.shape if fixed or not s.shape.rank else [None, *s.shape[1:]], s.dtype, name)
-        for name, s in zip(names, specs, strict=True)
+        tf.TensorSpec(shape, spec.dtype, name)
+        for name, spec, shape in zip(names, specs, shapes, strict=True)
     ]
 
 

@@ -20,7 +20,7 @@ from layerswap.comparison import (
 )
 from layerswap.errors import ExportError, LoadError, UsageError, reason_of
 from layerswap.keras_graph import storage
-from layerswap.keras_graph.interface import Interface, call_arguments
+from layerswap.keras_graph.interface import Interface, batch_shapes, call_arguments
 from layerswap.keras_graph.served import SIGNATURE, call_signature
 from layerswap.keras_graph.walk import find_layers
 from layerswap.records import Array, Parity
@@ -147,7 +147,10 @@ def refuse_text(model: Any) -> None:
 
 
 def interface_of(model: Any) -> Interface:
-    """The model's inputs and outputs as Keras itself has them."""
+    """The model's inputs and outputs as Keras itself has them.
+
+    The batch is open unless the model works with its own alone.
+    """
     specs = tf.nest.flatten(_signature(model))
     # As `serving_signature` calls them.
     given = getattr(model, "input_names", None) or [getattr(s, "name", None) for s in specs]
@@ -155,7 +158,7 @@ def interface_of(model: Any) -> Interface:
     if len(inputs) != len(specs):
         inputs = [f"input_{i + 1}" for i in range(len(specs))]
     outputs = tuple(getattr(model, "output_names", None) or [])
-    shapes = tuple(tuple(spec.shape.as_list()) for spec in specs)
+    shapes = tuple(tuple(shape.as_list()) for shape in batch_shapes(model, specs))
     return Interface(tuple(inputs), outputs, shapes)
 
 
