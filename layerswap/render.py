@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from layerswap.records import (
+    Artifact,
     Calibration,
     Checked,
     Decision,
@@ -62,11 +63,8 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         parts.append(f"wrote {artifact.path} ({artifact.format}{opset}, {_size(artifact.bytes)})")
         if artifact.reference:
             parts.append(f"reference {artifact.reference}")
-        elif artifact.format == "onnx":
-            parts.append(
-                "no reference: the model fails or answers NaN on random inputs, so `verify` "
-                "can't be repeated"
-            )
+        elif artifact.format in ("onnx", "savedmodel"):
+            parts.append(_no_reference(artifact))
     parts += [describe_parity(parity) for parity in report.parity]
     if report.drift is not None:
         parts.append(
@@ -98,6 +96,16 @@ def _calibration(calibration: Calibration) -> list[str]:
         before, after = agreements
         lines.append(f"same arg-max as BN on these: {before:.1%} without samples, {after:.1%} now")
     return lines
+
+
+def _no_reference(artifact: Artifact) -> str:
+    """Why there is none, as far as that is known."""
+    reason = "text and bfloat16 can't be kept in one"
+    if artifact.parity is None:
+        reason = (
+            "the model takes or gives text or bfloat16, or it fails or answers NaN on random inputs"
+        )
+    return f"no reference, so `verify` has nothing to compare with: {reason}"
 
 
 def describe_parity(parity: Parity) -> str:

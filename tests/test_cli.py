@@ -287,6 +287,17 @@ def test_no_verify_runs_nothing_but_still_writes_the_reference(command, tiny, he
     assert command("verify", here / "out.onnx")[0] == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--no-verify"]])
+def test_a_model_that_takes_text_has_no_reference_and_is_said_so(command, here, options):
+    words = layers.Input((), dtype="string")
+    x = layers.Embedding(4, 8)(layers.StringLookup(vocabulary=["a", "b", "c"])(words))
+    save(tf_keras.Model(words, layers.GroupNormalization(2)(x)), "text.keras")
+    code, out, _ = command("export", "text.keras", "out", *options)
+    assert code == 0
+    assert "no reference, so `verify` has nothing to compare with: " in out
+    assert names(here) == ["out", "text.keras"]
+
+
 @pytest.fixture
 def failing(monkeypatch):
     """No runtime reproduces anything."""

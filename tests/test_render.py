@@ -169,9 +169,21 @@ def test_a_conversion_shows_its_table_only_where_something_is_refused():
     ("size", "text"), [(800, "0.8 kB"), (99_999, "100.0 kB"), (2_500_000, "2.5 MB")]
 )
 def test_sizes(size, text):
-    artifact = Artifact("out", "savedmodel", size)
+    artifact = Artifact("out.h5", "h5", size)
     report = render(Report("convert", "in", artifact=artifact), "text")
-    assert report == f"wrote out (savedmodel, {text})\n"
+    assert report == f"wrote out.h5 (h5, {text})\n"
+
+
+UNKEPT = "text and bfloat16 can't be kept in one"
+UNKNOWN = "the model takes or gives text or bfloat16, or it fails or answers NaN on random inputs"
+
+
+@pytest.mark.parametrize("form", ["onnx", "savedmodel"])
+@pytest.mark.parametrize(("parity", "reason"), [(PARITY, UNKEPT), (None, UNKNOWN)])
+def test_a_missing_reference_is_said(form, parity, reason):
+    artifact = Artifact("out", form, 800, parity=parity)
+    lines = render(Report("export", "in", artifact=artifact), "text").splitlines()
+    assert lines[1:] == [f"no reference, so `verify` has nothing to compare with: {reason}"]
 
 
 def test_parity_in_one_line():
