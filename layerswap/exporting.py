@@ -241,8 +241,9 @@ def _remarks(traced: Traced, options: ExportOptions) -> Iterator[Finding]:
             "weights-frozen",
             "info",
             "",
-            "loops, branches or lookup tables: the weights went through the graph's conversion, "
-            "which takes longer and more memory and ends at 2 GB",
+            "loops, branches, lookup tables, or an operation whose ONNX form depends on a weight's "
+            "value: the weights went through the graph's conversion, which takes longer and more "
+            "memory and ends at 2 GB",
         )
     if options.groupnorm == "native" and traced.groupnorms:
         yield Finding(

@@ -327,6 +327,27 @@ def test_loops_say_that_their_weights_were_frozen(tmp_path):
     assert [(f.code, f.severity) for f in artifact.findings] == [("weights-frozen", "info")]
 
 
+class Quantized(layers.Layer):
+    """Rounds to steps that follow from a matrix; tf2onnx writes them as numbers."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight("kernel", (shape[-1], 4), initializer="glorot_uniform")
+
+    def call(self, x):
+        limit = tf.reduce_max(tf.abs(self.kernel))
+        return x @ tf.quantization.fake_quant_with_min_max_vars(self.kernel, -limit, limit)
+
+
+def test_an_operation_that_needs_a_weights_value_is_a_reason_that_is_given(tmp_path):
+    rows = layers.Input((5, 3))
+    model = tf_keras.Model(rows, layers.GroupNormalization(2)(Quantized()(rows)))
+    artifact = ls.export(model, tmp_path / "m.onnx")
+    assert artifact.parity.ok
+    (finding,) = artifact.findings
+    assert finding.code == "weights-frozen"
+    assert "an operation whose ONNX form depends on a weight's value" in finding.message
+
+
 def test_a_saved_model_to_serve_only(converted, tmp_path):
     path = tmp_path / "served"
     whole = ls.export(converted, tmp_path / "whole")

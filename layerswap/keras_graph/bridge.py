@@ -44,7 +44,7 @@ class Traced:
         groupnorms: the calls of GroupNormalization, one for each GroupNorm node.
         interface: the model's own inputs and outputs as they are in the graph.
         weight_free: whether the conversion was done without the weights; loops, branches and
-            lookup tables need theirs.
+            lookup tables need theirs, and so do operations whose ONNX form depends on a value.
     """
 
     graph: Any
