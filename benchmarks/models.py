@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where `applications` is
 UNET_SIZE = 128
 
 
 def build(name: str) -> Any:
     """A BN model of `tf_keras.applications`, or `UNet` (four levels, 128 × 128 pixels)."""
     import tf_keras
+
+    import applications
 
     tf_keras.backend.clear_session()
     tf_keras.utils.set_random_seed(0)
@@ -20,7 +25,7 @@ def build(name: str) -> Any:
     else:
         constructor = getattr(tf_keras.applications, name)
         model = constructor(weights=None, classifier_activation=None)
-    set_statistics(model)
+    applications.set_statistics(model, sample(model, 4))
     return model
 
 
@@ -28,19 +33,6 @@ def sample(model: Any, batch: int = 1) -> Any:
     """Seeded images, standard normal."""
     shape = (batch, *model.input_shape[1:])
     return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-
-def set_statistics(model: Any) -> None:
-    """Gives every BatchNormalization the statistics of one seeded batch, as training would."""
-    from tf_keras.layers import BatchNormalization
-
-    layers = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    model(sample(model, 4), training=True)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
 
 
 def _unet() -> Any:

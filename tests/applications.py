@@ -1,6 +1,6 @@
 """The models of tf_keras.applications, and what must be true of each after a swap.
 
-Shared by `test_applications.py` and `benchmarks/applications.py`.
+Shared by `test_applications.py` and the benchmarks.
 """
 
 import inspect
@@ -38,16 +38,16 @@ def build(name):
     accepted = inspect.signature(constructor).parameters
     model = constructor(**{key: value for key, value in arguments.items() if key in accepted})
     randomize(model)
-    set_statistics(model)
+    set_statistics(model, draw(model, 4))
     return model
 
 
-def set_statistics(model):
-    """Gives every BatchNormalization the mean and variance of one seeded batch."""
+def set_statistics(model, images):
+    """Gives every BatchNormalization the mean and variance that it sees of these images."""
     momenta = {layer: layer.momentum for layer in batchnorms(model)}
     for layer in momenta:
         layer.momentum = 0.0
-    model(draw(model, 4), training=True)
+    model(images, training=True)
     for layer, momentum in momenta.items():
         layer.momentum = momentum
 
