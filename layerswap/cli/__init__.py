@@ -17,7 +17,8 @@ def cli() -> None:
     learned, and export with proof.
 
     Exit codes: 0 fine; 1 the model has findings (refusals, indivisible channels, parity beyond
-    tolerance); 2 usage or policy; 3 could not run; 130 interrupted.
+    tolerance); 2 usage or policy; 3 could not run; 130 interrupted;
+    143 terminated.
     """
 
 
