@@ -4,7 +4,8 @@
 
 The same swapped model is exported by both, in this one process and in turn. tf2onnx writes a file;
 layerswap does that, asks Keras for the answers of the reference file, and runs the result in ONNX
-Runtime: all three are shown, the first being what tf2onnx does.
+Runtime: all three are shown, the first being what tf2onnx does. What is found for ResNet50, the
+default, goes into `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+import pages
 from models import build
 from ratios import interleave, to_baseline
+
+DEFAULT = ["ResNet50"]
 
 
 def ways(model: Any, folder: Path) -> dict[str, Any]:
@@ -59,22 +62,32 @@ class Enough(Exception):
 
 
 def main(runs: int, names: list[str]) -> None:
-    """Prints, per model, seconds and how many times faster than tf2onnx."""
+    """Prints, per model, seconds and how many times faster than tf2onnx; writes the default's."""
     import layerswap as ls
 
+    tables = []
     for name in names:
         converted = ls.swap(build(name))
         with tempfile.TemporaryDirectory() as folder:
             seconds = interleave(ways(converted.model, Path(folder)), runs)
-        heads = f"{'median':>9} {'faster':>7} {'minimum':>9} {'faster':>7}"
-        print(f"{name:<28} {heads}   ({runs} runs)")
+        rows = {}
         for way, (median, least) in to_baseline(seconds).items():
             middle, shortest = statistics.median(seconds[way]), min(seconds[way])
-            times = f"{middle:>7.2f} s {1 / median:>7.1f} {shortest:>7.2f} s {1 / least:>7.1f}"
-            print(f"{way:<28} {times}")
-    print(f"\n{describe()}")
+            rows[way] = [
+                f"{middle:.2f} s",
+                f"{1 / median:.1f}",
+                f"{shortest:.2f} s",
+                f"{1 / least:.1f}",
+            ]
+        tables.append(
+            pages.table((name, "median", "times faster", "minimum", "times faster"), rows)
+        )
+    text = pages.with_machine("\n".join(tables) + f"\n{runs} runs.\n")
+    print(text)
+    if names == DEFAULT:
+        pages.replace("performance.md", "export", text)
 
 
 if __name__ == "__main__":
     numbers = [int(a) for a in sys.argv[1:] if a.isdigit()]
-    main(numbers[0] if numbers else 3, [a for a in sys.argv[1:] if not a.isdigit()] or ["ResNet50"])
+    main(numbers[0] if numbers else 3, [a for a in sys.argv[1:] if not a.isdigit()] or DEFAULT)

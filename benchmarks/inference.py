@@ -19,13 +19,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+import pages
 from models import build, sample
 from ratios import interleave, to_baseline
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
-MARKS = ("<!-- inference -->", "<!-- end of inference -->")
 MODELS = ("ResNet50", "MobileNetV2", "EfficientNetB0", "DenseNet121", "UNet")
 STOCK = "ResNet50"  # by itself tf2onnx takes half a minute for it, and longer for the others
 TUNED = "target onnxruntime"
@@ -138,11 +135,11 @@ def _signature(loaded: Any, inputs: Any) -> Run:
 def table(title: str, cells: Cells) -> str:
     """A table in Markdown: rows of `cells`, columns of its first row and all others."""
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-    text = f"| {title} | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}\n"
-    for name, row in cells.items():
-        values = [f"{row[c][0]:.2f} / {row[c][1]:.2f}" if c in row else "–" for c in columns]
-        text += f"| {name} | {' | '.join(values)} |\n"
-    return text
+    rows = {
+        name: [f"{row[c][0]:.2f} / {row[c][1]:.2f}" if c in row else "–" for c in columns]
+        for name, row in cells.items()
+    }
+    return pages.table((title, *columns), rows)
 
 
 def main(runs: int, names: tuple[str, ...]) -> None:
@@ -162,14 +159,11 @@ def main(runs: int, names: tuple[str, ...]) -> None:
     parts = [table(f"{runtime}, ratio to BN", cells) for runtime, cells in found.items()]
     with tempfile.TemporaryDirectory() as folder:
         parts.append(table("TensorFlow", {"ResNet50": saved_models(Path(folder), runs)}))
-    text = "\n".join(parts) + f"\n{runs} runs. Each cell: median / minimum.\n\n"
-    text += "\n".join(f"    {line}" for line in describe().splitlines()) + "\n"
+    text = "\n".join(parts) + f"\n{runs} runs. Each cell: median / minimum.\n"
+    text = pages.with_machine(text)
     print(text)
-    if set(names) == set(MODELS) and PAGE.exists():
-        before, _, rest = PAGE.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        PAGE.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}")
-        print(f"wrote {PAGE}")
+    if set(names) == set(MODELS):
+        pages.replace("performance.md", "inference", text)
 
 
 if __name__ == "__main__":

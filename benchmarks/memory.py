@@ -6,7 +6,7 @@ A process builds a chain of `LAYERS` Dense layers of `WIDTH` × `WIDTH` float32 
 it, verified; another thread reads the process's resident memory a hundred times a second. The
 number is the peak during the export, model included, over what was resident after the imports, in
 multiples of the weights. Goal: 2.5. Twice: many layers, and one large one. Linux only. Takes
-2.2 GB on the disk and some 8 GB of memory.
+2.2 GB on the disk and some 8 GB of memory. Both go into `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from machine import describe
+import pages
 
 GOAL = 2.5
-CASES = ((8, 8192), (1, 23000))
+CASES = [(8, 8192), (1, 23000)]
 PAGE = 4096
+ONE = "--one"  # asks for a single case, in this process
+HEAD = ("chain of Dense layers", "weights", "file", "export, verified", "peak ÷ weights", "parity")
 
 
 def resident() -> int:
@@ -38,7 +41,7 @@ def tiled(shape: tuple[int, ...], dtype: object = None) -> object:
 
 
 def measure(layers: int, width: int) -> None:
-    """Exports one model in this process and prints a line."""
+    """Exports one model in this process and prints a line: the cells of its row, by tabs."""
     import onnxruntime  # noqa: F401
     import tensorflow  # noqa: F401
     import tf_keras
@@ -71,20 +74,34 @@ def measure(layers: int, width: int) -> None:
     watcher.join()
     assert artifact.parity is not None
     assert artifact.parity.ok
-    ratio = (peak - before) / weights
-    print(
-        f"{layers} × {width}²: weights {weights / 1e9:.2f} GB, "
-        f"written {artifact.bytes / 1e9:.2f} GB, {seconds:.1f} s, "
-        f"peak {ratio:.2f} times the weights (goal {GOAL}), "
-        f"{artifact.parity.runtime} differs by {artifact.parity.max_relative:.1g}",
-        flush=True,
+    cells = (
+        f"{layers} × {width}²",
+        f"{weights / 1e9:.2f} GB",
+        f"{artifact.bytes / 1e9:.2f} GB",
+        f"{seconds:.1f} s",
+        f"{(peak - before) / weights:.2f}",
+        f"{artifact.parity.max_relative:.1g}",
     )
+    print(*cells, sep="\t")
+
+
+def main(cases: Sequence[tuple[int, int]]) -> None:
+    """Exports each model in a process of its own; prints the table and writes a complete one."""
+    rows = {}
+    for case in cases:
+        command = [sys.executable, __file__, ONE, *map(str, case)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        name, *cells = done.stdout.splitlines()[-1].split("\t")
+        rows[name] = cells
+    text = pages.with_machine(f"{pages.table(HEAD, rows)}\nGoal: a peak of {GOAL}.\n")
+    print(text)
+    if cases == CASES:
+        pages.replace("performance.md", "memory", text)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        measure(int(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1:2] == [ONE]:
+        measure(int(sys.argv[2]), int(sys.argv[3]))
     else:
-        for layers, width in CASES:
-            subprocess.run([sys.executable, __file__, str(layers), str(width)], check=True)
-        print(f"\n{describe()}")
+        numbers = [int(argument) for argument in sys.argv[1:]]
+        main([(numbers[0], numbers[1])] if numbers else CASES)
