@@ -1,4 +1,7 @@
-"""Small graphs of GroupNorm nodes, and the way from them to standard operators."""
+"""Small graphs of GroupNorm nodes, the way from them to standard operators, and hard inputs.
+
+Shared by the tests and `benchmarks/precision.py`.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +62,39 @@ def randomized(channels, seed=3):
     """γ about 1 and β about 0, nothing at a default."""
     rng = np.random.default_rng(seed)
     return [rng.normal(mean, 0.3, channels).astype("float32") for mean in (1, 0)]
+
+
+# Hard inputs: values of (2, 32, 8, 8) and ε, standard normal and 1e-3 but for what the name says.
+# Groups of 4 channels have 256 values.
+GROUPS, CHANNELS, LENGTH = 8, 32, 256
+
+
+def _hard():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(2, CHANNELS, 8, 8))
+    offsets = rng.choice([-100.0, 100.0], (1, CHANNELS, 1, 1))
+    return {
+        "normal": (normal, 1e-3),
+        "mean 1e3": (normal + 1e3, 1e-3),
+        "mean 1e4": (normal + 1e4, 1e-3),
+        "mean 1e3, ε 1e-7": (normal + 1e3, 1e-7),
+        "constant 1234.567": (np.full_like(normal, 1234.567), 1e-3),
+        "deviation 1e-8": (normal * 1e-8, 1e-3),
+        "deviation 1e-8, ε 1e-18": (normal * 1e-8, 1e-18),
+        "mean 3, ε 0": (normal + 3.0, 0.0),
+        "channel means ±100": (normal + offsets, 1e-3),
+        "group means ±100": (normal + np.repeat(offsets[:, ::4], 4, axis=1), 1e-3),
+        "deviation 1e15": (normal * 1e15, 1e-3),
+        "ninth power": (normal**9, 1e-3),
+    }
+
+
+HARD = _hard()
+
+
+def exact_affine():
+    """γ and β for `HARD`.
+
+    Powers of two and zeros multiply and add without an error of their own.
+    """
+    return np.tile(np.array([1, -2], "float32"), CHANNELS // 2), np.zeros(CHANNELS, "float32")
