@@ -12,7 +12,8 @@ number of groups in each way:
 
 and scored on held-out data: accuracy, R² for the regression. A line of JSON for each is appended
 to `build/accuracy.jsonl`; what stands there isn't run again, so an interrupted run goes on where it
-stopped. When all are there the page is written.
+stopped. When all networks were run, the page is written; several processes may share the work,
+each with some of the networks.
 """
 
 from __future__ import annotations
@@ -64,25 +65,41 @@ def convert(model: Any, method: str, groups: int | str, samples: Any) -> Any:
     ).model
 
 
-def measure(name: str, seed: int, groups: int | str, known: Iterable[Record]) -> Iterable[Record]:
-    """The records of a network and a number of groups that aren't known yet."""
+def cells() -> list[tuple[int | str, Sequence[str]]]:
+    """What to measure, the numbers with goals first and what takes longest last."""
+    quick, slow = METHODS[:-1], METHODS[-1:]
+    first, others = GROUPS[:2], GROUPS[2:]
+    return [
+        *((groups, ("BN", *METHODS)) for groups in first),
+        *((groups, quick) for groups in others),
+        *((groups, slow) for groups in others),
+    ]
+
+
+def measure(
+    name: str, seed: int, groups: int | str, methods: Sequence[str], known: Iterable[Record]
+) -> Iterable[Record]:
+    """The records of a network that aren't known yet."""
     done = {(r["network"], r["seed"], r["method"], r["groups"]) for r in known}
-    cells = [("BN", 0), *((method, groups) for method in METHODS)]
-    todo = [cell for cell in cells if (name, seed, *cell) not in done]
+    todo = [
+        cell
+        for method in methods
+        if (name, seed, *(cell := (method, 0 if method == "BN" else groups))) not in done
+    ]
     if not todo:
         return
     model, data = trained(name, seed, MODELS)
     samples = data.x_train[:SAMPLES]
-    for method, groups in todo:
+    for method, size in todo:
         started = time.perf_counter()
-        converted = model if method == "BN" else convert(model, method, groups, samples)
+        converted = model if method == "BN" else convert(model, method, size, samples)
         seconds = time.perf_counter() - started
         value = score(name, converted, data)
         yield {
             "network": name,
             "seed": seed,
             "method": method,
-            "groups": groups,
+            "groups": size,
             "score": value,
             "seconds": seconds,
         }
@@ -96,17 +113,19 @@ def read() -> list[Record]:
 
 
 def values(records: Sequence[Record], name: str, method: str, groups: int | str) -> list[float]:
-    """Scores by seed."""
+    """Scores by seed; empty where one isn't there."""
     found = {
         r["seed"]: r["score"]
         for r in records
         if (r["network"], r["method"], r["groups"]) == (name, method, groups)
     }
-    return [found[seed] for seed in REPORTED_SEEDS]
+    return [found[seed] for seed in REPORTED_SEEDS] if len(found) == len(REPORTED_SEEDS) else []
 
 
 def cell(scores: Sequence[float]) -> str:
     """Mean and standard deviation, over seeds."""
+    if not scores:
+        return "not run"
     return f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}"
 
 
@@ -179,16 +198,18 @@ def _seconds(records: Sequence[Record]) -> str:
 def main(names: Sequence[str]) -> None:
     """Runs what is missing and writes the page."""
     BUILD.mkdir(exist_ok=True)
-    for groups, seed, name in itertools.product(GROUPS, REPORTED_SEEDS, names or NETWORKS):
-        for record in measure(name, seed, groups, read()):
+    order = itertools.product(cells(), REPORTED_SEEDS, names or NETWORKS)
+    for (groups, methods), seed, name in order:
+        for record in measure(name, seed, groups, methods, read()):
             line = json.dumps(record)
             print(line, flush=True)
             with RECORDS.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
     records = read()
-    wanted = len(REPORTED_SEEDS) * len(NETWORKS) * (1 + len(GROUPS) * len(METHODS))
-    if len(records) < wanted:
-        print(f"{len(records)} of {wanted} are there; the page is written when all are")
+    needed = [("BN", 0), *((method, groups) for groups in GROUPS[:2] for method in METHODS)]
+    missing = [n for n in NETWORKS if not all(values(records, n, *cell) for cell in needed)]
+    if missing:
+        print(f"the page is written when all networks were run; missing: {', '.join(missing)}")
         return
     write(records)
 

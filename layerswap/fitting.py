@@ -195,6 +195,16 @@ def choose(
     return best
 
 
+def least_error(fit: Moments, held_out: Moments) -> float:
+    """The held-out error of the best regression over all epsilons, as a share of t's variance."""
+    scale = max(float(held_out.target_variance.sum()), 1e-30)
+    errors = (
+        float(squared_error(held_out, index, regress(fit, index)).sum())
+        for index in range(len(fit.z))
+    )
+    return min(errors) / scale
+
+
 def source_moments(known: Moments, statistics: Statistics, epsilon: float) -> tuple[float, float]:
     """Whether BatchNormalization's moving statistics fit the samples.
 

@@ -45,3 +45,15 @@ def nearest_groups(channels: int, wanted: int) -> int:
         wanted: a positive number of groups.
     """
     return max(groups for groups in legal_groups(channels) if groups <= wanted)
+
+
+def usual_groups(channels: int) -> tuple[int, ...]:
+    """The numbers of groups that people take, as far as they are legal, ascending.
+
+    1, 2, 4, 8, 16 and 32, or the nearest below; what "auto" takes; one group per channel.
+
+    Args:
+        channels: a positive number of channels.
+    """
+    powers = {nearest_groups(channels, 2**exponent) for exponent in range(6)}
+    return tuple(sorted({*powers, auto_groups(channels), channels}))

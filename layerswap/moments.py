@@ -107,6 +107,36 @@ def match(statistics: Statistics, groups: int, epsilon: float, groupnorm_epsilon
     )
 
 
+def predicted_error(
+    statistics: Statistics, groups: int, epsilon: float, groupnorm_epsilon: float, elements: int
+) -> float:
+    """What share of its output's variance a matched GroupNormalization gets wrong, at least.
+
+    If the n elements of a sample's group were independent, its mean would vary by V/n and its
+    variance by 2V²/n. To the first order that gives, summed over channels with a = γ/√(v + ε),
+
+        Σ a²·(V/n + (v + (μ − m)²)·(V/(V + ε'))²/2n) / Σ a²·v
+
+    Neighbouring positions aren't independent, so the true error is larger.
+
+    Args:
+        statistics: what BatchNormalization learned.
+        groups: a divisor of C.
+        epsilon, groupnorm_epsilon: the two layers' own.
+        elements: n, per sample and group.
+    """
+    size = statistics.mean.size // groups
+    mean, variance = (np.repeat(m, size) for m in group_moments(statistics, groups))
+    live = ~dead_channels(statistics, epsilon)
+    slope = np.where(
+        live, statistics.gamma**2 / np.where(live, statistics.variance + epsilon, 1), 0
+    )
+    spread = statistics.variance + (statistics.mean - mean) ** 2
+    damped = (variance / (variance + groupnorm_epsilon)) ** 2
+    wrong = slope * (variance + spread * damped / 2) / elements
+    return float(wrong.sum() / max(float((slope * statistics.variance).sum()), 1e-30))
+
+
 def normalize_groups(x: Float64, groups: int, epsilon: float, axis: int) -> Float64:
     """GroupNormalization without γ and β, by definition: (x − m)/√(V + ε) per sample and group.
 

@@ -130,7 +130,8 @@ class Swap:
     """The site becomes a `GroupNormalization` with `config` (as Keras deserializes it).
 
     `adaptive_epsilon` says that the policy leaves the epsilon to what was learned or, with
-    samples, to what fits best.
+    samples, to what fits best. `predicted` is the share of its output's variance that the layer
+    is to get wrong at least (see `moments.predicted_error`); None where that isn't known.
     """
 
     site: Site
@@ -138,6 +139,7 @@ class Swap:
     weights: Literal["match", "copy", "reset"]
     notes: tuple[Finding, ...] = ()
     adaptive_epsilon: bool = False
+    predicted: float | None = None
     kind: Literal["swap"] = "swap"
 
     @property
@@ -297,6 +299,16 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another number of groups for a layer, and the error of the best fit with it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+
+    groups: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class LayerFit:
     """How well a GroupNormalization does what the BatchNormalization did, on samples.
 
@@ -315,6 +327,8 @@ class LayerFit:
             where the moving mean fits the samples.
         source_variance: of the same, median over channels; 1 where the moving variance fits.
         note: why a fit was not considered, if so.
+        predicted: the error that was to be expected without samples; see `Swap`.
+        alternatives: what other numbers of groups would do, where that was asked for.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
@@ -329,6 +343,8 @@ class LayerFit:
     source_mean: float
     source_variance: float
     note: str = ""
+    predicted: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +377,48 @@ class Calibration:
     drift_match: Drift | None
     drift: Drift | None
     distilled: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAdvice:
+    """What to do with a BatchNormalization.
+
+    Attributes:
+        path, channels: the layer's.
+        groups: how many to take; None: leave it as it is, frozen.
+        error: the expected share of its output's variance that is wrong with it; None where that
+            isn't known.
+        reason: why.
+        alternatives: other numbers of groups.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+
+    path: str
+    channels: int | None
+    groups: int | None
+    error: float | None
+    reason: str
+    alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Whether to swap a model, and how.
+
+    Attributes:
+        verdict: "swap" it, "distill" it as well, or "keep" its BatchNormalization, frozen.
+        reason: why, with the numbers.
+        layers: one for each BatchNormalization, in the order of the walk.
+        policy: the fields of a policy that do what is advised.
+        measured: whether samples were there; else all is predicted from the statistics.
+    """
+
+    verdict: Literal["swap", "distill", "keep"]
+    reason: str
+    layers: tuple[LayerAdvice, ...]
+    policy: Mapping[str, Any]
+    measured: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +478,7 @@ class Report:
     parity: tuple[Parity, ...] = ()
     drift: Drift | None = None
     calibration: Calibration | None = None
+    advice: Advice | None = None
     findings: tuple[Finding, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     checked: tuple[Checked, ...] = ()

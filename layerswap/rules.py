@@ -95,7 +95,15 @@ def _swap(site: Site, policy: Policy, statistics: Statistics | None) -> Swap:
     fitted = None if statistics is None or policy.weights == "reset" else fit(swap, statistics)
     if statistics is not None and fitted is not None:
         _refuse_overflow(swap, statistics, fitted)
-    return replace(swap, notes=tuple(_notes(swap, statistics, fitted)))
+    notes = tuple(_notes(swap, statistics, fitted))
+    return replace(swap, notes=notes, predicted=_predict(swap, statistics))
+
+
+def _predict(swap: Swap, statistics: Statistics | None) -> float | None:
+    if statistics is None or swap.weights != "match" or swap.elements_per_group is None:
+        return None
+    epsilons = float(swap.site.config["epsilon"]), float(swap.config["epsilon"])
+    return moments.predicted_error(statistics, swap.groups, *epsilons, swap.elements_per_group)
 
 
 def objection(swap: Swap, affine: Affine, epsilon: float) -> str:
@@ -335,6 +343,14 @@ def _notes(swap: Swap, statistics: Statistics | None, fitted: Affine | None) -> 
             "dead-channels",
             f"{dead} of {swap.channels} channels were all but constant in training; "
             + ("they become the constant β" if swap.weights == "match" else "γ is copied as it is"),
+        )
+    negative = int((statistics.gamma < 0).sum())
+    if negative:
+        yield Finding(
+            "negative-gamma",
+            "info",
+            site.path,
+            f"γ is negative in {negative} of {swap.channels} channels, and stays so",
         )
     turned_on = [n for n in ("center", "scale") if config[n] and not site.config.get(n, True)]
     if turned_on and swap.weights == "match":

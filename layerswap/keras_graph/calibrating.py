@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from layerswap import fitting, moments, rules
+from layerswap import fitting, grouping, moments, rules
 from layerswap.comparison import Outputs, measure_drift, output_error
 from layerswap.errors import UnsupportedModelError, UsageError
 from layerswap.fitting import Moments, SampleSums
@@ -27,6 +27,7 @@ from layerswap.keras_graph.running import answer, interface_of
 from layerswap.keras_graph.walk import find_layers
 from layerswap.records import (
     Affine,
+    Alternative,
     Array,
     Calibration,
     Float64,
@@ -38,6 +39,8 @@ from layerswap.records import (
 from layerswap.samples import Arrays, Samples
 
 Say = Callable[..., None]
+# By number of groups: the moments of the samples to fit with, and of those held out.
+_Measured = dict[int, tuple[Moments, Moments]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,25 +52,24 @@ class Pair:
     after: Any
     statistics: Statistics
 
-    @property
-    def epsilons(self) -> tuple[float, ...]:
+    def epsilons(self, groups: int) -> tuple[float, ...]:
         """What the fit may choose from: the planned one, more where the policy leaves it open."""
         planned = float(self.swap.config["epsilon"])
         if not self.swap.adaptive_epsilon:
             return (planned,)
-        groups = self.swap.groups
         others = (moments.adaptive_epsilon(self.statistics, groups, k) for k in fitting.FACTORS)
         return tuple(dict.fromkeys((planned, *others)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """Two models, the layers to fit by path, and the samples."""
+    """Two models, the layers to fit by path, the samples, and whether to try other groups."""
 
     source: Any
     target: Any
     pairs: Mapping[str, Pair]
     samples: Samples
+    alternatives: bool = False
 
     def side(self, model: Any, batches: Sequence[Arrays]) -> Side:
         """One of the two models on batches, pausing at its layers of the pairs."""
@@ -85,6 +87,7 @@ def prepare(
     plan: SwapPlan,
     statistics: Mapping[str, Statistics],
     samples: Samples,
+    alternatives: bool = False,
 ) -> Work:
     """What calibration and distillation work on: the layers swapped with weights "match".
 
@@ -111,7 +114,7 @@ def prepare(
             "there is nothing to fit to the samples: no layer is swapped with weights='match'",
             where=plan.source,
         )
-    return Work(source, target, pairs, samples)
+    return Work(source, target, pairs, samples, alternatives)
 
 
 def calibrate(work: Work, say: Say) -> Calibration:
@@ -219,16 +222,16 @@ def _fit_shared(work: Work, shared: set[str], total: int, say: Say) -> dict[str,
     The first call comes before the inputs of the others are known: all are taken as the
     data-free model has them.
     """
-    pooled: dict[str, tuple[Moments, Moments]] = {}
+    pooled: dict[str, _Measured] = {}
     with _both(work) as steps:
         for number, (path, tensors) in enumerate(steps):
             say("calibrate shared layers", number, total)
             if path in shared:
-                both = _measure(work, path, *tensors)
+                found = _measure(work, path, *tensors)
                 known = pooled.get(path)
-                pooled[path] = both if known is None else (known[0] + both[0], known[1] + both[1])
+                pooled[path] = found if known is None else _add(known, found)
             del tensors  # else they live until the next step is complete
-    return {path: _fit(work.pairs[path], *both) for path, both in pooled.items()}
+    return {path: _fit(work.pairs[path], found) for path, found in pooled.items()}
 
 
 def _fit_in_order(
@@ -239,27 +242,33 @@ def _fit_in_order(
         for number, (path, tensors) in enumerate(steps):
             say("calibrate", number, total)
             if path not in fits:
-                fits[path] = _fit(work.pairs[path], *_measure(work, path, *tensors))
+                fits[path] = _fit(work.pairs[path], _measure(work, path, *tensors))
             del tensors
     first = len(work.samples.fit)
     before, after = steps.results
     return before[first:], after[first:]
 
 
-def _measure(
-    work: Work, path: str, outputs: Sequence[Any], inputs: Sequence[Any]
-) -> tuple[Moments, Moments]:
-    """The moments of a layer's call, of the samples to fit with and of those held out."""
+def _measure(work: Work, path: str, outputs: Sequence[Any], inputs: Sequence[Any]) -> _Measured:
+    """The moments of a layer's call."""
     pair = work.pairs[path]
     shift = pair.statistics.mean
-    each = [
-        fitting.normalized_moments(
-            _sums(x, t, pair.swap.config["axis"], shift), shift, pair.swap.groups, pair.epsilons
-        )
-        for x, t in zip(inputs, outputs, strict=True)
-    ]
+    axis = pair.swap.config["axis"]
+    sums = [_sums(x, t, axis, shift) for x, t in zip(inputs, outputs, strict=True)]
     first = len(work.samples.fit)
-    return reduce(add, each[:first]), reduce(add, each[first:])
+    wanted = {pair.swap.groups}
+    if work.alternatives:
+        wanted |= set(grouping.usual_groups(pair.swap.channels))
+    measured = {}
+    for groups in sorted(wanted):
+        epsilons = pair.epsilons(groups)
+        each = [fitting.normalized_moments(part, shift, groups, epsilons) for part in sums]
+        measured[groups] = reduce(add, each[:first]), reduce(add, each[first:])
+    return measured
+
+
+def _add(one: _Measured, other: _Measured) -> _Measured:
+    return {g: (one[g][0] + other[g][0], one[g][1] + other[g][1]) for g in one}
 
 
 def _sums(x: Any, t: Any, axis: int, shift: Float64) -> SampleSums:
@@ -279,11 +288,13 @@ def _positions(tensor: Any, axis: int) -> Any:
     return tf.cast(tf.reshape(tensor, (shape[0], -1, shape[-1])), tf.float64)
 
 
-def _fit(pair: Pair, known: Moments, held_out: Moments) -> LayerFit:
+def _fit(pair: Pair, measured: _Measured) -> LayerFit:
     """Sets the layer to the best fit and says how good it is."""
+    groups = pair.swap.groups
+    known, held_out = measured[groups]
     gamma, beta, epsilon = state_of(pair.after)
     match = Affine(gamma.astype(np.float64), beta.astype(np.float64))
-    choice = fitting.choose(known, held_out, match, pair.epsilons)
+    choice = fitting.choose(known, held_out, match, pair.epsilons(groups))
     note = rules.objection(pair.swap, choice.affine, choice.epsilon) if choice.calibrated else ""
     if note:
         choice = replace(choice, affine=match, epsilon=epsilon, calibrated=False)
@@ -294,7 +305,7 @@ def _fit(pair: Pair, known: Moments, held_out: Moments) -> LayerFit:
     mean, variance = fitting.source_moments(known, pair.statistics, bn_epsilon)
     return LayerFit(
         path=pair.swap.site.path,
-        groups=pair.swap.groups,
+        groups=groups,
         epsilon=choice.epsilon,
         fit="calibrated" if choice.calibrated else "match",
         error_match=choice.error_match,
@@ -303,4 +314,10 @@ def _fit(pair: Pair, known: Moments, held_out: Moments) -> LayerFit:
         source_mean=mean,
         source_variance=variance,
         note=note,
+        predicted=pair.swap.predicted,
+        alternatives=tuple(
+            Alternative(other, fitting.least_error(*both))
+            for other, both in measured.items()
+            if other != groups
+        ),
     )
