@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerswap.conversion import advise as advise
     from layerswap.conversion import calibrate as calibrate
     from layerswap.conversion import check as check
     from layerswap.conversion import convert as convert
@@ -28,6 +29,7 @@ _HOMES = {
     "LayerswapError": "layerswap.errors",
     "Policy": "layerswap.policy",
     "Report": "layerswap.records",
+    "advise": "layerswap.conversion",
     "calibrate": "layerswap.conversion",
     "check": "layerswap.conversion",
     "convert": "layerswap.conversion",

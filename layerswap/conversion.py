@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from layerswap import diagnosing, exporting, planning
+from layerswap import advising, diagnosing, exporting, planning
 from layerswap.atomic import StrPath
 from layerswap.errors import PolicyError, UnsupportedModelError, UsageError
 from layerswap.exporting import Converted, Progress, export, require_keras
 from layerswap.options import ExportOptions, split_fields
 from layerswap.policy import Policy
-from layerswap.records import Report, Statistics, SwapPlan
-from layerswap.samples import FEWEST, MOST
+from layerswap.records import Finding, Refusal, Report, Statistics, SwapPlan
+from layerswap.samples import FEWEST, MOST, Samples
 
-__all__ = ["Converted", "calibrate", "check", "convert", "export", "load", "plan", "swap"]
+__all__ = ["Converted", "advise", "calibrate", "check", "convert", "export", "load", "plan", "swap"]
 
 
 def load(
@@ -148,7 +148,8 @@ def swap(
     if samples is None:
         say("swap")
         return _apply(model, made, statistics, inplace, self_check)
-    converted = _calibrated(model, made, statistics, samples, distill, max_samples, say)
+    given = _read_samples(model, samples, max_samples, say)
+    converted = _calibrated(model, made, statistics, given, distill, say)
     if inplace:  # the source had to be there until now
         say("swap")
         fitted = _apply(model, converted.plan, statistics, inplace, self_check=False)
@@ -191,6 +192,57 @@ def calibrate(
         distill=distill,
         max_samples=max_samples,
         progress=progress,
+    )
+
+
+def advise(
+    model: Any,
+    samples: Any = None,
+    *,
+    policy: Policy | Mapping[str, Any] | None = None,
+    max_samples: int = MOST,
+    progress: Progress | None = None,
+    **fields: Any,
+) -> Report:
+    """Says whether to swap a model, and with how many groups each layer. Nothing is changed.
+
+    Args:
+        model: a tf_keras model, or the path of one.
+        samples, max_samples, progress: as for `swap`. Without samples all is predicted from
+            the moving statistics, which gives the least error.
+        policy: the most groups to consider, and all else; or give its fields as keyword
+            arguments.
+
+    Returns:
+        A report with an `advice`; with samples also the `calibration` of the model swapped as
+        advised.
+
+    Raises:
+        LayerswapError: as for `plan` and `swap`.
+    """
+    policy = _policy(policy, fields)
+    _check_distill(samples, 0, max_samples)
+    say = progress or _silent
+    model, source = _model(model)
+    say("plan")
+    made, statistics = _plan(model, source, policy)
+    tried = replace(made, decisions=tuple(d for d in made.decisions if not isinstance(d, Refusal)))
+    calibration = None
+    findings: tuple[Finding, ...] = ()
+    if samples is not None and tried.swaps:
+        given = _read_samples(model, samples, max_samples, say)
+        converted = _calibrated(model, tried, statistics, given, 0, say, alternatives=True)
+        calibration, findings = converted.calibration, converted.findings
+    layers = advising.advise_layers(made, statistics, calibration)
+    wanted = advising.advised_policy(made, layers)
+    if calibration is not None and any(layer.groups for layer in layers):
+        again, _ = _plan(model, source, Policy(**wanted))
+        if [swap.groups for swap in again.swaps] != [swap.groups for swap in tried.swaps]:
+            converted = _calibrated(model, again, statistics, given, 0, say)
+            calibration, findings = converted.calibration, converted.findings
+    advice = advising.judge(made, layers, wanted, calibration)
+    return Report(
+        "advise", source, advice=advice, calibration=calibration, findings=(*made.notes, *findings)
     )
 
 
@@ -250,23 +302,28 @@ def _plan(model: Any, source: str, policy: Policy) -> tuple[SwapPlan, Learned]:
     return replace(made, findings=(*made.findings, *find_imprecise(made))), statistics
 
 
+def _read_samples(model: Any, samples: Any, most: int, say: Progress) -> Samples:
+    from layerswap.keras_graph import sampling
+
+    say("read samples")
+    return sampling.read_samples(model, samples, most)
+
+
 def _calibrated(
     model: Any,
     made: SwapPlan,
     statistics: Learned,
-    samples: Any,
+    given: Samples,
     distill: int,
-    max_samples: int,
     say: Progress,
+    alternatives: bool = False,
 ) -> Converted:
     """A swapped copy, fitted to samples."""
-    from layerswap.keras_graph import calibrating, distilling, sampling
+    from layerswap.keras_graph import calibrating, distilling
 
-    say("read samples")
-    given = sampling.read_samples(model, samples, max_samples)
     say("swap")
     converted = _apply(model, made, statistics, inplace=False, self_check=False)
-    work = calibrating.prepare(model, converted.model, made, statistics, given)
+    work = calibrating.prepare(model, converted.model, made, statistics, given, alternatives)
     calibration = calibrating.calibrate(work, say)
     if distill:
         calibration = distilling.distill(work, calibration, distill, say)
@@ -356,7 +413,8 @@ def convert(
         stages("swap")
         converted = _apply(model, made, statistics, inplace=False, self_check=True)
     else:
-        converted = _calibrated(model, made, statistics, samples, distill, max_samples, stages)
+        given = _read_samples(model, samples, max_samples, stages)
+        converted = _calibrated(model, made, statistics, given, distill, stages)
         _self_check(converted)
     artifact = export(converted, target, wanted, progress=stages)
     stages.finish()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from layerswap.records import (
+    Advice,
     Artifact,
     Calibration,
     Checked,
@@ -57,6 +60,8 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         )
     if report.calibration is not None:
         parts += _calibration(report.calibration)
+    if report.advice is not None:
+        parts.append(_advice(report.advice, width))
     if report.artifact is not None:
         artifact = report.artifact
         opset = f", opset {artifact.opset}" if artifact.opset else ""
@@ -75,6 +80,33 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.seconds.items())
         parts.append(f"time: {spent}")
     return "\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def _advice(advice: Advice, width: int | None) -> str:
+    rows = []
+    for layer in advice.layers:
+        errors = ", ".join(f"{choice.groups}: {choice.error:.2g}" for choice in layer.alternatives)
+        groups = "keep BN" if layer.groups is None else str(layer.groups)
+        channels = "?" if layer.channels is None else str(layer.channels)
+        rows.append((layer.path, channels, groups, errors, layer.reason))
+    kind = "measured" if advice.measured else "predicted"
+    head = ("layer", "channels", "groups", f"{kind} error by groups", "why")
+    verdicts = {
+        "swap": "swap it",
+        "distill": "swap it and distill",
+        "keep": "keep its BatchNormalization, frozen",
+    }
+    lines = [_table(head, rows, width), f"advice: {verdicts[advice.verdict]}; {advice.reason}"]
+    options = [f"--exclude {shlex.quote(path)}" for path in advice.policy["exclude"]]
+    options += [
+        f"--overrides {shlex.quote(path)} {shlex.quote(json.dumps(fields))}"
+        for path, fields in advice.policy["overrides"].items()
+    ]
+    if advice.verdict == "distill":
+        options.append("--samples ... --distill 200")
+    if options:
+        lines += ["options that do this:", *(f"  {option}" for option in options)]
+    return "\n".join(lines)
 
 
 def _calibration(calibration: Calibration) -> list[str]:

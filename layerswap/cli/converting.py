@@ -87,6 +87,33 @@ def convert(
     return output.finish(report)
 
 
+@click.command()
+@click.argument("model")
+@sample_options
+@policy_options
+@load_options
+@report_options
+def advise(
+    model: str, sampling: dict[str, Any], policy: Policy, loading: Loading, output: Output
+) -> int:
+    """Say whether to swap MODEL, and with how many groups each layer; nothing is changed.
+
+    With --samples all is measured on them, else predicted from the moving statistics.
+    """
+    from dataclasses import replace
+
+    output.check(model)
+    from layerswap import conversion, exporting
+
+    exporting.require_keras()
+    with output.failures("advise", model), output.progress() as say:
+        announce = _starting_tensorflow(say, loading, sampling)
+        announce("load")
+        loaded = conversion.load(model, **loading.fields())
+        report = conversion.advise(loaded, policy=policy, progress=announce, **sampling)
+    return output.finish(replace(report, source=model))
+
+
 @click.command("export")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
