@@ -17,7 +17,7 @@ from layerswap.cli import cli
 from layerswap.errors import ExportError, LayerswapError, LoadError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-WAYS = ("reset", "copied", "matched")
+WAYS = ("reset", "copied", "matched", "calibrated")
 
 
 def run(folder, finetune=False):
@@ -70,6 +70,7 @@ def test_matching_keeps_the_accuracy_and_the_naive_ways_lose_it(printed):
     assert found["BN"] >= 98.5
     for choice in ("auto", "Keras"):
         assert found[choice, "matched"] >= found["BN"] - 2
+        assert found[choice, "calibrated"] >= found["BN"] - 1
         assert found[choice, "reset"] <= found["BN"] - 20
         assert found[choice, "copied"] <= found["BN"] - 20
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from layerswap.cli.converting import export_model
@@ -31,6 +32,7 @@ def workplace(tmp_path, monkeypatch):
     """A folder with the files that the README's examples name."""
     shutil.copy(ROOT / "fixtures" / "digits_bn.keras", tmp_path / "model.keras")
     shutil.copy(ROOT / "fixtures" / "digits_test.npz", tmp_path / "digits.npz")
+    np.save(tmp_path / "samples.npy", np.load(tmp_path / "digits.npz")["x_train"][:64])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

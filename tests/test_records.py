@@ -9,12 +9,15 @@ import pytest
 
 from layerswap import records
 from layerswap.records import (
+    Advice,
     Affine,
+    Alternative,
     Artifact,
     Calibration,
     Checked,
     Drift,
     Finding,
+    LayerAdvice,
     LayerFit,
     LayerRecord,
     Obstacle,
@@ -70,7 +73,10 @@ ARTIFACT = Artifact(
 )
 LAYER = LayerRecord("block/norm", "LayerNormalization", "keras.layers", ("Functional", "Block"))
 CHECKED = Checked("in.keras", 12, (LAYER,))
-FIT = LayerFit("bn", 4, 0.5, "calibrated", 0.25, 0.125, 0.5, 0.01, 1.1, "a note")
+OTHER = Alternative(2, math.inf)
+FIT = LayerFit("bn", 4, 0.5, "calibrated", 0.25, 0.125, 0.5, 0.01, 1.1, "a note", 0.01, (OTHER,))
+TIP = LayerAdvice("bn", 8, 2, 0.05, "fewer groups keep more", (OTHER,))
+ADVICE = Advice("distill", "too far off", (TIP,), {"groups": "auto"}, True)
 CALIBRATION = Calibration(
     192, 64, (FIT,), True, math.inf, 0.02, 0.02, None, Drift(0.1, 0.99, 64), distilled=40
 )
@@ -83,6 +89,7 @@ FULL = Report(
     parity=(PARITY, INFINITE),
     drift=Drift(math.inf, None, 4),
     calibration=CALIBRATION,
+    advice=ADVICE,
     findings=(NOTE,),
     seconds={"load": 0.25, "verify": 1.5},
     checked=(CHECKED,),
@@ -104,8 +111,11 @@ EXAMPLES = [
     ARTIFACT,
     LAYER,
     CHECKED,
+    OTHER,
     FIT,
     CALIBRATION,
+    TIP,
+    ADVICE,
     FULL,
     Report("verify", "out.onnx"),
 ]
