@@ -112,12 +112,13 @@ def predicted_error(
 ) -> float:
     """What share of its output's variance a matched GroupNormalization gets wrong, at least.
 
-    If the n elements of a sample's group were independent, its mean would vary by V/n and its
-    variance by 2V²/n. To the first order that gives, summed over channels with a = γ/√(v + ε),
+    If the n elements of a sample's group were independent and normal, the variance of its mean
+    would be v̄/n, that of its variance w/n with w = mean of 2v² + 4v·d², where d = μ − m and the
+    means are over the group's channels. To the first order that gives, with a = γ/√(v + ε),
 
-        Σ a²·(V/n + (v + (μ − m)²)·(V/(V + ε'))²/2n) / Σ a²·v
+        Σ a²·(v̄ + (v + d²)·w/4(V + ε')²)/n / Σ a²·v
 
-    Neighbouring positions aren't independent, so the true error is larger.
+    summed over channels. Neighbouring positions aren't independent, so the true error is larger.
 
     Args:
         statistics: what BatchNormalization learned.
@@ -127,14 +128,18 @@ def predicted_error(
     """
     size = statistics.mean.size // groups
     mean, variance = (np.repeat(m, size) for m in group_moments(statistics, groups))
+    own, distance = statistics.variance, (statistics.mean - mean) ** 2
+
+    def averaged(values: Float64) -> Float64:
+        return np.repeat(values.reshape(groups, -1).mean(axis=1), size)
+
     live = ~dead_channels(statistics, epsilon)
     slope = np.where(
         live, statistics.gamma**2 / np.where(live, statistics.variance + epsilon, 1), 0
     )
-    spread = statistics.variance + (statistics.mean - mean) ** 2
-    damped = (variance / (variance + groupnorm_epsilon)) ** 2
-    wrong = slope * (variance + spread * damped / 2) / elements
-    return float(wrong.sum() / max(float((slope * statistics.variance).sum()), 1e-30))
+    restless = averaged(2 * own**2 + 4 * own * distance) / (4 * (variance + groupnorm_epsilon) ** 2)
+    wrong = slope * (averaged(own) + (own + distance) * restless) / elements
+    return float(wrong.sum() / max(float((slope * own).sum()), 1e-30))
 
 
 def normalize_groups(x: Float64, groups: int, epsilon: float, axis: int) -> Float64:

@@ -78,10 +78,10 @@ def test_group_variance_is_that_of_the_mixture(case):
 def test_adaptive_epsilon_has_a_floor_and_is_proportional_above_it():
     statistics = make_statistics(32, 1)
     _, variance = moments.group_moments(statistics, 4)
-    assert moments.adaptive_epsilon(statistics, 4) == pytest.approx(variance.mean())
+    assert moments.adaptive_epsilon(statistics, 4, 1.0) == pytest.approx(variance.mean())
     assert moments.adaptive_epsilon(statistics, 4, 2.5) == pytest.approx(2.5 * variance.mean())
     tiny = Statistics(np.ones(4), np.zeros(4), np.zeros(4), np.full(4, 1e-9))
-    assert moments.adaptive_epsilon(tiny, 2) == 1e-3
+    assert moments.adaptive_epsilon(tiny, 2, 1.0) == 1e-3
 
 
 def test_dead_channels_put_out_beta_and_nothing_else():

@@ -240,9 +240,40 @@ def test_tiny_groups_are_warned_of():
 def test_dead_channels_are_warned_of():
     statistics = make_statistics()
     statistics.variance[:3] = 0
+    statistics.gamma[:] = np.abs(statistics.gamma)
     (note,) = rules.decide(make_site(), Policy(), statistics).notes
     assert note.code == "dead-channels"
     assert note.message.startswith("3 of 32")
+
+
+def test_negative_gammas_are_counted():
+    statistics = make_statistics()
+    statistics.gamma[:] = np.abs(statistics.gamma)
+    assert not rules.decide(make_site(), Policy(), statistics).notes
+    statistics.gamma[:5] *= -1
+    (note,) = rules.decide(make_site(), Policy(), statistics).notes
+    assert (note.code, note.severity) == ("negative-gamma", "info")
+    assert "5 of 32" in note.message
+
+
+def test_the_predicted_error_is_that_of_independent_elements():
+    rng = np.random.default_rng(0)
+    statistics = make_statistics()
+    swap = rules.decide(make_site(shape=(None, 16)), Policy(groups=4), statistics)
+    elements = 16 * 32 // 4
+    assert swap.elements_per_group == elements
+    # As many samples of independent elements as it takes to see it.
+    deviation = np.sqrt(statistics.variance)
+    x = rng.normal(statistics.mean, deviation, (4000, 16, 32))
+    fitted = rules.fit(swap, statistics)
+    grouped = x.reshape(len(x), 16, 4, 8).transpose(0, 2, 1, 3).reshape(len(x), 4, -1)
+    epsilon = swap.config["epsilon"]
+    mean, spread = grouped.mean(axis=2), np.sqrt(grouped.var(axis=2) + epsilon)
+    z = (x - np.repeat(mean, 8, axis=1)[:, None]) / np.repeat(spread, 8, axis=1)[:, None]
+    slope = statistics.gamma / np.sqrt(statistics.variance + swap.site.config["epsilon"])
+    t = slope * (x - statistics.mean) + statistics.beta
+    wrong = ((fitted.gamma * z + fitted.beta - t) ** 2).mean(axis=(0, 1)).sum()
+    assert swap.predicted == pytest.approx(wrong / t.var(axis=(0, 1)).sum(), rel=0.05)
 
 
 @pytest.mark.parametrize(

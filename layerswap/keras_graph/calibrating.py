@@ -39,6 +39,8 @@ from layerswap.records import (
 from layerswap.samples import Arrays, Samples
 
 Say = Callable[..., None]
+# As many values are summed up in float32: it rounds them by 1e-5 of their size at most.
+SHORT = 256
 # By number of groups: the moments of the samples to fit with, and of those held out.
 _Measured = dict[int, tuple[Moments, Moments]]
 
@@ -51,6 +53,11 @@ class Pair:
     before: Any
     after: Any
     statistics: Statistics
+
+    @property
+    def shift(self) -> Float64:
+        """Taken from GN's input before it is summed up; exact in float32, too."""
+        return self.statistics.mean.astype(np.float32).astype(np.float64)
 
     def epsilons(self, groups: int) -> tuple[float, ...]:
         """What the fit may choose from: the planned one, more where the policy leaves it open."""
@@ -227,7 +234,8 @@ def _fit_shared(work: Work, shared: set[str], total: int, say: Say) -> dict[str,
         for number, (path, tensors) in enumerate(steps):
             say("calibrate shared layers", number, total)
             if path in shared:
-                found = _measure(work, path, *tensors)
+                pair = work.pairs[path]
+                found = _measure(work, pair, _sums_of(pair, *tensors))
                 known = pooled.get(path)
                 pooled[path] = found if known is None else _add(known, found)
             del tensors  # else they live until the next step is complete
@@ -239,22 +247,26 @@ def _fit_in_order(
 ) -> tuple[list[Outputs], list[Outputs]]:
     """Fits each layer that isn't yet in `fits`; gives both models' answers when tested."""
     with _both(work) as steps:
-        for number, (path, tensors) in enumerate(steps):
+        for number, (path, (outputs, inputs)) in enumerate(steps):
             say("calibrate", number, total)
             if path not in fits:
-                fits[path] = _fit(work.pairs[path], _measure(work, path, *tensors))
-            del tensors
+                pair = work.pairs[path]
+                sums = _sums_of(pair, outputs, inputs)
+                fits[path] = _fit(pair, _measure(work, pair, sums))
+                steps.reply(1, [_apply(pair, *each) for each in zip(inputs, sums, strict=True)])
+            del outputs, inputs
     first = len(work.samples.fit)
     before, after = steps.results
     return before[first:], after[first:]
 
 
-def _measure(work: Work, path: str, outputs: Sequence[Any], inputs: Sequence[Any]) -> _Measured:
-    """The moments of a layer's call."""
-    pair = work.pairs[path]
-    shift = pair.statistics.mean
+def _sums_of(pair: Pair, outputs: Sequence[Any], inputs: Sequence[Any]) -> list[SampleSums]:
     axis = pair.swap.config["axis"]
-    sums = [_sums(x, t, axis, shift) for x, t in zip(inputs, outputs, strict=True)]
+    return [_sums(x, t, axis, pair.shift) for x, t in zip(inputs, outputs, strict=True)]
+
+
+def _measure(work: Work, pair: Pair, sums: Sequence[SampleSums]) -> _Measured:
+    """The moments of a layer's call, for all numbers of groups that are of interest."""
     first = len(work.samples.fit)
     wanted = {pair.swap.groups}
     if work.alternatives:
@@ -262,9 +274,25 @@ def _measure(work: Work, path: str, outputs: Sequence[Any], inputs: Sequence[Any
     measured = {}
     for groups in sorted(wanted):
         epsilons = pair.epsilons(groups)
-        each = [fitting.normalized_moments(part, shift, groups, epsilons) for part in sums]
+        each = [fitting.normalized_moments(part, pair.shift, groups, epsilons) for part in sums]
         measured[groups] = reduce(add, each[:first]), reduce(add, each[first:])
     return measured
+
+
+def _apply(pair: Pair, x: Any, sums: SampleSums) -> Any:
+    """What the fitted layer puts out, from the moments that are known already."""
+    layer = pair.after
+    groups = pair.swap.groups
+    mean, variance = fitting.group_moments(sums, pair.shift, groups)
+    size = pair.swap.channels // groups
+    inverse = np.repeat(1 / np.sqrt(variance + layer.epsilon), size, axis=1)
+    factor = inverse * np.asarray(layer.gamma, np.float64)
+    offset = np.asarray(layer.beta, np.float64) - np.repeat(mean, size, axis=1) * factor
+    shape = [1] * len(x.shape)
+    shape[0], shape[layer.axis] = factor.shape
+    wide = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
+    scaled = wide * tf.cast(factor.reshape(shape), wide.dtype)
+    return tf.cast(scaled + tf.cast(offset.reshape(shape), wide.dtype), layer.compute_dtype)
 
 
 def _add(one: _Measured, other: _Measured) -> _Measured:
@@ -272,20 +300,32 @@ def _add(one: _Measured, other: _Measured) -> _Measured:
 
 
 def _sums(x: Any, t: Any, axis: int, shift: Float64) -> SampleSums:
-    x, t = (_positions(tensor, axis) for tensor in (x, t))
-    x -= shift
-    terms = (x, x * x, t, t * t, x * t)
-    return SampleSums(int(x.shape[1]), *(tf.reduce_sum(term, axis=1).numpy() for term in terms))
+    x, t = (_channels_last(tensor, axis) for tensor in (x, t))
+    x -= tf.cast(shift, x.dtype)
+    positions = int(np.prod(x.shape[1:-1]))
+    return SampleSums(positions, *(_total(term) for term in (x, x * x, t, t * t, x * t)))
 
 
-def _positions(tensor: Any, axis: int) -> Any:
-    """As float64 of shape (samples, positions, C)."""
+def _channels_last(tensor: Any, axis: int) -> Any:
+    """In float32 at least, the channels moved to the end."""
+    if tensor.dtype != tf.float64:
+        tensor = tf.cast(tensor, tf.float32)
     rank = len(tensor.shape)
-    if axis != rank - 1:
-        order = [i for i in range(rank) if i != axis]
-        tensor = tf.transpose(tensor, [*order, axis])
-    shape = tensor.shape
-    return tf.cast(tf.reshape(tensor, (shape[0], -1, shape[-1])), tf.float64)
+    if axis == rank - 1:
+        return tensor
+    return tf.transpose(tensor, [*(i for i in range(rank) if i != axis), axis])
+
+
+def _total(term: Any) -> Float64:
+    """Sums over positions: of one axis in the term's own type if it is short, else in float64.
+
+    That takes half the time, and rounds no more than the terms themselves are.
+    """
+    rank = len(term.shape)
+    if rank > 2 and term.shape[-2] <= SHORT:
+        term, rank = tf.reduce_sum(term, axis=-2), rank - 1
+    total: Float64 = tf.reduce_sum(tf.cast(term, tf.float64), axis=list(range(1, rank - 1))).numpy()
+    return total
 
 
 def _fit(pair: Pair, measured: _Measured) -> LayerFit:

@@ -37,6 +37,7 @@ class _Lane:
 
     Attributes:
         result: what the run returned, once it is over.
+        reply: what the GroupNormalization at which it pauses is to return, instead of computing.
     """
 
     def __init__(self, run: Run, watched: Mapping[int, str], own: Sequence[Any]):
@@ -48,6 +49,7 @@ class _Lane:
             own: the watched layers.
         """
         self.result: Any = None
+        self.reply: Any = None
         self._run, self._watched, self._own = run, watched, own
         self._visit: Visit | None = None
         self._error: BaseException | None = None
@@ -101,6 +103,9 @@ class _Lane:
     def _groupnorm(self, layer: Any, inputs: Any, mask: Any = None) -> Any:
         if id(layer) in self._watched:
             self._pause(layer, inputs)
+            output, self.reply = self.reply, None
+            if output is not None:
+                return output
         return groupnorm_calls.stock(layer, inputs, mask)
 
     def _pause(self, layer: Any, tensor: Any) -> None:
@@ -155,6 +160,14 @@ class Lockstep:
         for side in self._sides:
             for lane in side:
                 lane.close()
+
+    def reply(self, side: int, outputs: Sequence[Any]) -> None:
+        """Sets what the GroupNormalization of the present step returns, for each batch.
+
+        Whoever looks at the inputs may know the outputs already.
+        """
+        for lane, output in zip(self._sides[side], outputs, strict=True):
+            lane.reply = output
 
     def __iter__(self) -> Iterator[tuple[str, list[list[Any]]]]:
         """The steps.

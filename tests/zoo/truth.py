@@ -41,7 +41,7 @@ def oracle_call(groups, weights):
         if weights == "match":
             grouped = mean.reshape(count, -1)
             spread = (grouped - grouped.mean(1, keepdims=True)) ** 2
-            epsilon = max(1e-3, (variance.reshape(count, -1) + spread).mean())
+            epsilon = max(1e-3, 10 * (variance.reshape(count, -1) + spread).mean())
             gamma, beta = oracle.affine_match(
                 gamma, beta, mean, variance, layer.epsilon, count, epsilon
             )
