@@ -214,3 +214,48 @@ def test_a_model_that_amplifies_rounding_is_held_to_what_it_can_do():
     lost = {"a": np.array([np.nan, 0.0]), "b": answers["b"]}
     assert widened(strict, answers, lost) == strict
     assert widened(strict, {}, {}) == strict
+
+
+def test_the_output_error_is_a_share_of_the_variance_averaged_over_outputs():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(5, 2, (6, 3)), rng.normal(0, 100, (6, 4))
+    wrong = first + 0.5
+    before = [{"a": first[:2], "b": second[:2]}, {"a": first[2:], "b": second[2:]}]
+    after = [{"a": wrong[:2], "b": second[:2]}, {"a": wrong[2:], "b": second[2:]}]
+    expected = 18 * 0.25 / ((first - first.mean()) ** 2).sum() / 2
+    assert comparison.output_error(before, after) == pytest.approx(expected)
+    assert comparison.output_error(before, before) == 0
+
+
+def test_probabilities_are_compared_as_logits():
+    rng = np.random.default_rng(0)
+    logits, moved = rng.normal(0, 3, (2, 8, 5))
+
+    def softmax(z):
+        return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+    before, after = [{"p": softmax(logits)}], [{"p": softmax(moved)}]
+    assert comparison.probabilities(before) == {"p"}
+    a, b = (z - z.mean(axis=1, keepdims=True) for z in (logits, moved))
+    assert comparison.output_error(before, after) == pytest.approx(
+        ((a - b) ** 2).sum() / (a**2).sum(), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([[0.5, 0.6]]),  # no sum of 1
+        np.array([[1.5, -0.5]]),  # negative
+        np.array([[1.0], [1.0]]),  # one class
+        np.array([0.5, 0.5]),  # no axis of classes
+        np.array([[1, 0]]),  # integers
+    ],
+)
+def test_other_outputs_are_no_probabilities(array):
+    assert comparison.probabilities([{"y": array}]) == set()
+
+
+def test_an_output_that_is_not_finite_is_infinitely_wrong():
+    before = [{"y": np.array([[1.0, 2.0]])}]
+    assert comparison.output_error(before, [{"y": np.array([[1.0, np.nan]])}]) == math.inf

@@ -183,7 +183,7 @@ State = tuple[Array, Array, float]
 
 def state_of(layer: Any) -> State:
     """γ, β and ε of a GroupNormalization."""
-    return np.array(layer.gamma), np.array(layer.beta), float(layer.epsilon)
+    return layer.gamma.numpy(), layer.beta.numpy(), float(layer.epsilon)
 
 
 def restore(work: Work, states: Mapping[str, State]) -> None:
