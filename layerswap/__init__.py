@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerswap.conversion import advise as advise
-    from layerswap.conversion import calibrate as calibrate
     from layerswap.conversion import check as check
     from layerswap.conversion import convert as convert
-    from layerswap.conversion import load as load
-    from layerswap.conversion import plan as plan
-    from layerswap.conversion import swap as swap
     from layerswap.errors import LayerswapError as LayerswapError
     from layerswap.exporting import Converted as Converted
     from layerswap.exporting import export as export
     from layerswap.policy import Policy as Policy
     from layerswap.records import Report as Report
+    from layerswap.swapping import calibrate as calibrate
+    from layerswap.swapping import load as load
+    from layerswap.swapping import plan as plan
+    from layerswap.swapping import swap as swap
     from layerswap.verifying import verify as verify
 
 _HOMES = {
@@ -30,13 +30,13 @@ _HOMES = {
     "Policy": "layerswap.policy",
     "Report": "layerswap.records",
     "advise": "layerswap.conversion",
-    "calibrate": "layerswap.conversion",
+    "calibrate": "layerswap.swapping",
     "check": "layerswap.conversion",
     "convert": "layerswap.conversion",
     "export": "layerswap.exporting",
-    "load": "layerswap.conversion",
-    "plan": "layerswap.conversion",
-    "swap": "layerswap.conversion",
+    "load": "layerswap.swapping",
+    "plan": "layerswap.swapping",
+    "swap": "layerswap.swapping",
     "verify": "layerswap.verifying",
 }
 

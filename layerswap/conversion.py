@@ -1,4 +1,4 @@
-"""The main line: load → plan → swap → export → verify. Straight-line code over the shells."""
+"""The main line: load → plan → swap → export → verify, and what judges a model on the way."""
 
 from __future__ import annotations
 
@@ -8,54 +8,29 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from layerswap import advising, diagnosing, exporting, planning
+from layerswap import advising, exporting, planning
 from layerswap.atomic import StrPath
-from layerswap.errors import PolicyError, UnsupportedModelError, UsageError
-from layerswap.exporting import Converted, Progress, export, require_keras
+from layerswap.errors import UnsupportedModelError, UsageError
+from layerswap.exporting import Progress, export, require_keras
 from layerswap.options import ExportOptions, split_fields
 from layerswap.policy import Policy
-from layerswap.records import Finding, Refusal, Report, Statistics, SwapPlan
-from layerswap.samples import FEWEST, MOST, Samples
+from layerswap.records import Finding, Refusal, Report
+from layerswap.samples import MOST
+from layerswap.swapping import (
+    as_model,
+    as_policy,
+    check_amounts,
+    decide,
+    load,
+    plan,
+    prove,
+    read_samples,
+    silent,
+    swap_calibrated,
+    swap_matched,
+)
 
-__all__ = ["Converted", "advise", "calibrate", "check", "convert", "export", "load", "plan", "swap"]
-
-
-def load(
-    path: StrPath, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False
-) -> Any:
-    """Reads a tf_keras model from a `.keras` or `.h5` file or a SavedModel folder.
-
-    Args:
-        path: the file or folder; it is not written to.
-        custom_objects: name → class or function, for what the file refers to by name.
-        unsafe: run code that the file holds (Lambda layers).
-
-    Raises:
-        LoadError: it can't be read as a tf_keras model.
-        MissingExtraError: tensorflow or tf_keras isn't installed.
-    """
-    require_keras()
-    from layerswap.keras_graph import storage
-
-    return storage.load(path, custom_objects=custom_objects, unsafe=unsafe)
-
-
-def plan(model: Any, policy: Policy | Mapping[str, Any] | None = None, **fields: Any) -> SwapPlan:
-    """Decides what becomes of every BatchNormalization; nothing is changed.
-
-    Args:
-        model: a tf_keras model, or the path of one.
-        policy: what is wanted; or give its fields as keyword arguments.
-
-    Returns:
-        One decision per BatchNormalization. Problems of the model are refusals in it.
-
-    Raises:
-        PolicyError: the policy is contradictory, or a pattern matches nothing.
-        LoadError: `model` is a path that can't be read as a model.
-    """
-    policy = _policy(policy, fields)
-    return _plan(*_model(model), policy)[0]
+__all__ = ["advise", "check", "convert", "load", "plan", "report_export"]
 
 
 def check(
@@ -93,106 +68,10 @@ def check(
         )
     if not load or checking.is_onnx(path):
         return checking.check_file(path)
-    model, source = _model(path, custom_objects=custom_objects, unsafe=unsafe)
+    model, source = as_model(path, custom_objects=custom_objects, unsafe=unsafe)
     from layerswap.keras_graph import listing
 
     return checking.checked_report(*listing.check_model(model, source))
-
-
-def swap(
-    model: Any,
-    policy: Policy | Mapping[str, Any] | None = None,
-    *,
-    samples: Any = None,
-    distill: int = 0,
-    max_samples: int = MOST,
-    inplace: bool = False,
-    self_check: bool = True,
-    progress: Progress | None = None,
-    **fields: Any,
-) -> Converted:
-    """Replaces BatchNormalization by GroupNormalization and fits the new γ and β.
-
-    Args:
-        model: a tf_keras model, or the path of one.
-        policy: what is wanted; or give its fields as keyword arguments.
-        samples: unlabelled samples of the model's inputs to calibrate with: an array (a list of
-            them or a dict by name for several inputs), a `tf.data.Dataset`, a generator or
-            another iterable of samples or batches, a function that gives one of these, or the
-            path of a `.npy` or `.npz` file or of a folder of images. At least 8, better 64 or
-            more.
-        distill: steps of training γ and β on the samples to answer as the source does.
-        max_samples: how many to use at most.
-        inplace: change the given model instead of a copy. A model that shares layers with others
-            takes them along, and an optimizer that the caller holds is replaced by a new one.
-        self_check: prove on the result that no BatchNormalization is left and that every new
-            layer computes what it should.
-        progress: called with the name of each stage; while it calibrates or distills also with
-            how many of how many steps are done.
-
-    Raises:
-        IndivisibleChannelsError, UnsupportedModelError: layers can't be swapped; all are listed,
-            and nothing was changed.
-        PolicyError: as for `plan`.
-        UsageError, LoadError: the samples don't fit the model or can't be read.
-        TransferError: a variable is unaccounted for, the self-check failed, or the model fails
-            on the samples.
-    """
-    policy = _policy(policy, fields)
-    _check_distill(samples, distill, max_samples)
-    say = progress or _silent
-    model, source = _model(model)
-    say("plan")
-    made, statistics = _plan(model, source, policy)
-    planning.raise_refusals(made)
-    if samples is None:
-        say("swap")
-        return _apply(model, made, statistics, inplace, self_check)
-    given = _read_samples(model, samples, max_samples, say)
-    converted = _calibrated(model, made, statistics, given, distill, say)
-    if inplace:  # the source had to be there until now
-        say("swap")
-        fitted = _apply(model, converted.plan, statistics, inplace, self_check=False)
-        fitted.model.set_weights(converted.model.get_weights())
-        converted = replace(converted, model=fitted.model, source=None)
-    if self_check:
-        _self_check(converted)
-    return converted
-
-
-def calibrate(
-    converted: Converted,
-    samples: Any,
-    *,
-    distill: int = 0,
-    max_samples: int = MOST,
-    progress: Progress | None = None,
-) -> Converted:
-    """Converts once more by the same policy, with samples; the given one stays as it is.
-
-    Args:
-        converted: what `swap` gave.
-        samples, distill, max_samples, progress: as for `swap`.
-
-    Raises:
-        UsageError: the source isn't known any more, as after `inplace=True`.
-        LayerswapError: any other, as for `swap`.
-    """
-    if converted.source is None:
-        raise UsageError(
-            "a model that was swapped in place can't be calibrated: the BN model is gone",
-            hint="Give the samples to swap(..., samples=...).",
-        )
-    if samples is None:
-        raise UsageError("calibration needs samples")
-    return swap(
-        converted.source,
-        Policy(**converted.plan.policy),
-        samples=samples,
-        distill=distill,
-        max_samples=max_samples,
-        progress=progress,
-    )
 
 
 def advise(
@@ -220,144 +99,30 @@ def advise(
     Raises:
         LayerswapError: as for `plan` and `swap`.
     """
-    policy = _policy(policy, fields)
-    _check_distill(samples, 0, max_samples)
-    say = progress or _silent
-    model, source = _model(model)
+    policy = as_policy(policy, fields)
+    check_amounts(samples, 0, max_samples)
+    say = progress or silent
+    model, source = as_model(model)
     say("plan")
-    made, statistics = _plan(model, source, policy)
+    made, statistics = decide(model, source, policy)
     tried = replace(made, decisions=tuple(d for d in made.decisions if not isinstance(d, Refusal)))
     calibration = None
     findings: tuple[Finding, ...] = ()
     if samples is not None and tried.swaps:
-        given = _read_samples(model, samples, max_samples, say)
-        converted = _calibrated(model, tried, statistics, given, 0, say, alternatives=True)
+        given = read_samples(model, samples, max_samples, say)
+        converted = swap_calibrated(model, tried, statistics, given, 0, say, alternatives=True)
         calibration, findings = converted.calibration, converted.findings
     layers = advising.advise_layers(made, statistics, calibration)
     wanted = advising.advised_policy(made, layers)
     if calibration is not None and any(layer.groups for layer in layers):
-        again, _ = _plan(model, source, Policy(**wanted))
+        again, _ = decide(model, source, Policy(**wanted))
         if [swap.groups for swap in again.swaps] != [swap.groups for swap in tried.swaps]:
-            converted = _calibrated(model, again, statistics, given, 0, say)
+            converted = swap_calibrated(model, again, statistics, given, 0, say)
             calibration, findings = converted.calibration, converted.findings
     advice = advising.judge(made, layers, wanted, calibration)
     return Report(
         "advise", source, advice=advice, calibration=calibration, findings=(*made.notes, *findings)
     )
-
-
-def _check_distill(samples: Any, distill: int, max_samples: int) -> None:
-    for name, value, least in (("distill", distill, 0), ("max_samples", max_samples, FEWEST)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    if distill and samples is None:
-        raise UsageError("distill needs samples", hint="Give samples, or leave distill at 0.")
-
-
-def _silent(stage: str, done: int = 0, total: int = 0) -> None:
-    pass
-
-
-def _policy(policy: Policy | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Policy:
-    if policy is None:
-        return Policy(**fields)
-    if isinstance(policy, Mapping):
-        return Policy(**{**policy, **fields})
-    if not isinstance(policy, Policy):
-        raise PolicyError(f"a policy is a layerswap.Policy, not a {type(policy).__name__}")
-    if fields:
-        raise PolicyError(f"give a policy or fields of one, not both: {', '.join(fields)}")
-    return policy
-
-
-def _model(
-    source: Any, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False
-) -> tuple[Any, str]:
-    """A model from a model or a path, and what to call it."""
-    if isinstance(source, str | os.PathLike):
-        return load(source, custom_objects=custom_objects, unsafe=unsafe), os.fspath(source)
-    require_keras()
-    from layerswap.keras_graph import storage
-
-    storage.check_model(source)
-    if not storage.executes_eagerly():
-        raise UsageError(
-            "called inside of a TensorFlow graph",
-            hint="Call it outside of tf.Graph().as_default().",
-        )
-    return source, str(source.name)
-
-
-Learned = Mapping[str, Statistics]
-
-
-def _plan(model: Any, source: str, policy: Policy) -> tuple[SwapPlan, Learned]:
-    """The plan, and what each layer learned, by path, from which the swap will fit."""
-    from layerswap.keras_graph.precision import find_imprecise
-    from layerswap.keras_graph.sites import find_nonfinite, find_sites
-
-    sites, statistics, unseen = find_sites(model)
-    findings = (*unseen, *find_nonfinite(model))
-    made = planning.make_plan(source, sites, statistics, policy, findings)
-    return replace(made, findings=(*made.findings, *find_imprecise(made))), statistics
-
-
-def _read_samples(model: Any, samples: Any, most: int, say: Progress) -> Samples:
-    from layerswap.keras_graph import sampling
-
-    say("read samples")
-    return sampling.read_samples(model, samples, most)
-
-
-def _calibrated(
-    model: Any,
-    made: SwapPlan,
-    statistics: Learned,
-    given: Samples,
-    distill: int,
-    say: Progress,
-    alternatives: bool = False,
-) -> Converted:
-    """A swapped copy, fitted to samples."""
-    from layerswap.keras_graph import calibrating, distilling
-
-    say("swap")
-    converted = _apply(model, made, statistics, inplace=False, self_check=False)
-    work = calibrating.prepare(model, converted.model, made, statistics, given, alternatives)
-    calibration = calibrating.calibrate(work, say)
-    if distill:
-        calibration = distilling.distill(work, calibration, distill, say)
-    return replace(
-        converted,
-        plan=calibrating.with_epsilons(made, work),
-        calibration=calibration,
-        findings=(*given.findings, *diagnosing.find_problems(calibration)),
-    )
-
-
-def _self_check(converted: Converted) -> None:
-    from layerswap.keras_graph import selfcheck
-
-    selfcheck.check_swap(converted.model, converted.plan)
-
-
-def _apply(
-    model: Any, made: SwapPlan, statistics: Learned, inplace: bool, self_check: bool
-) -> Converted:
-    from layerswap.keras_graph import compiling, copying, rebuild, weights
-
-    before = weights.snapshot(model)
-    recipes = [compiling.prepare(each) for each in copying.models_in(model)]
-    target, twins = (model, copying.Twins()) if inplace else copying.copy_model(model)
-    rebuild.apply_plan(target, made, statistics)
-    pairs = weights.surviving(before, target, twins)
-    for recipe in recipes:
-        recipe.apply(twins.of(recipe.source), twins, pairs)
-    log = weights.account(before, target, twins, made)
-    converted = Converted(target, made, log, None if inplace else model)
-    if self_check:
-        _self_check(converted)
-    return converted
 
 
 def convert(
@@ -391,17 +156,17 @@ def convert(
         LayerswapError: any other, as for `load`, `plan`, `swap` and `export`.
     """
     options, fields = split_fields(fields)
-    policy = _policy(policy, fields)
-    _check_distill(samples, distill, max_samples)
+    policy = as_policy(policy, fields)
+    check_amounts(samples, distill, max_samples)
     require_keras()
     wanted = exporting.prepare(target, ExportOptions(**options), source)
     seconds: dict[str, float] = {}
-    stages = _Stages(seconds, progress or _silent)
+    stages = _Stages(seconds, progress or silent)
 
     stages("load")
-    model, name = _model(source, custom_objects=custom_objects, unsafe=unsafe)
+    model, name = as_model(source, custom_objects=custom_objects, unsafe=unsafe)
     stages("plan")
-    made, statistics = _plan(model, name, policy)
+    made, statistics = decide(model, name, policy)
     if not made.decisions and not allow_no_batchnorm:
         raise UnsupportedModelError(
             "the model has no BatchNormalization: there is nothing to convert",
@@ -411,11 +176,11 @@ def convert(
     planning.raise_refusals(made)
     if samples is None or not made.decisions:
         stages("swap")
-        converted = _apply(model, made, statistics, inplace=False, self_check=True)
+        converted = swap_matched(model, made, statistics)
     else:
-        given = _read_samples(model, samples, max_samples, stages)
-        converted = _calibrated(model, made, statistics, given, distill, stages)
-        _self_check(converted)
+        given = read_samples(model, samples, max_samples, stages)
+        converted = swap_calibrated(model, made, statistics, given, distill, stages)
+    prove(converted)
     artifact = export(converted, target, wanted, progress=stages)
     stages.finish()
     return Report(
@@ -456,7 +221,7 @@ def report_export(
     require_keras()
     wanted = exporting.prepare(target, ExportOptions(**options), source)
     seconds: dict[str, float] = {}
-    stages = _Stages(seconds, progress or _silent)
+    stages = _Stages(seconds, progress or silent)
     stages("load")
     model = load(source, custom_objects=custom_objects, unsafe=unsafe)
     artifact = export(model, target, wanted, progress=stages)

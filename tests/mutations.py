@@ -246,13 +246,13 @@ MUTATIONS = (
             "        if swap is not plan.swaps[-1]:\n"
             "            _turn(sites[swap.site.path], new)\n",
         ),
-        ("conversion.py", "    if self_check:\n", "    if False:\n"),
+        ("swapping.py", "    if self_check:\n", "    if False:\n"),
         at=ZOO,
         only="a_copy and (residual or training_fixed_at_the_call or nested_used_twice)",
     ),
     broken(
         "the self-check isn't run",
-        ("conversion.py", "    if self_check:\n", "    if False:\n"),
+        ("swapping.py", "    if self_check:\n", "    if False:\n"),
         at=REBUILT,
     ),
     broken(

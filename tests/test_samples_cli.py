@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import tf_keras
 
 from layerswap.__main__ import run
+from layerswap.cli.reporting import Output
 from layerswap.records import Report, from_json
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -186,6 +189,26 @@ def test_what_is_advised_can_be_done(command):
     wanted = {layer.path: layer.groups for layer in advice.advice.layers}
     assert {swap.site.path: swap.groups for swap in done.plan.swaps} == wanted
     assert done.calibration.error == pytest.approx(advice.calibration.error, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["read samples", "swap", "calibrate", "distill", "export"])
+def test_an_interrupt_at_any_stage_leaves_nothing(command, monkeypatch, stage):
+    @contextmanager
+    def interrupting(self):
+        def say(name, done=0, total=0):
+            if name == stage and done >= total // 2:
+                raise KeyboardInterrupt
+
+        yield say
+
+    monkeypatch.setattr(Output, "progress", interrupting)
+    code, _, err = command(
+        "convert", "digits.keras", "out.onnx", "--samples", "x.npy", "--distill", "4"
+    )
+    assert code == 130
+    assert err.strip().endswith("Interrupted; nothing unfinished is left behind.")
+    assert not [path for path in Path().iterdir() if path.name.startswith((".", "out"))]
+    assert threading.active_count() < 8  # no run of a model waits for its turn for ever
 
 
 def test_an_interrupt_while_samples_are_read_leaves_nothing(here):

@@ -155,8 +155,8 @@ def _starting_tensorflow(say: Any, loading: Loading, sampling: dict[str, Any]) -
     """
     from layerswap.keras_graph.startup import start_tensorflow
 
-    def announce(stage: str, done: int = 0, total: int = 0) -> None:
-        say(stage, done, total)
+    def announce(*step: Any) -> None:
+        say(*step)
         start_tensorflow()
 
     if loading.custom_objects or callable(sampling.get("samples")):

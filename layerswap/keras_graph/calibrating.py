@@ -23,6 +23,7 @@ from layerswap.comparison import Outputs, measure_drift, output_error
 from layerswap.errors import UnsupportedModelError, UsageError
 from layerswap.fitting import Moments, SampleSums
 from layerswap.keras_graph.lockstep import Lockstep, Side
+from layerswap.keras_graph.measuring import normalize, sum_up
 from layerswap.keras_graph.running import answer, interface_of
 from layerswap.keras_graph.walk import find_layers
 from layerswap.records import (
@@ -39,8 +40,6 @@ from layerswap.records import (
 from layerswap.samples import Arrays, Samples
 
 Say = Callable[..., None]
-# As many values are summed up in float32: it rounds them by 1e-5 of their size at most.
-SHORT = 256
 # By number of groups: the moments of the samples to fit with, and of those held out.
 _Measured = dict[int, tuple[Moments, Moments]]
 
@@ -178,6 +177,16 @@ def with_epsilons(plan: SwapPlan, work: Work) -> SwapPlan:
     return replace(plan, decisions=tuple(decisions))
 
 
+def hand_over(fitted: Any, target: Any, plan: SwapPlan) -> None:
+    """Gives the swapped layers of one model the γ, β and ε of another's."""
+    layers = {found.path: found.layer for found in find_layers(fitted)}
+    own = {found.path: found.layer for found in find_layers(target)}
+    for swap in plan.swaps:
+        if swap.weights == "match":
+            gamma, beta, epsilon = state_of(layers[swap.site.path])
+            _set(own[swap.site.path], Affine(gamma, beta), epsilon)
+
+
 State = tuple[Array, Array, float]
 
 
@@ -253,7 +262,8 @@ def _fit_in_order(
                 pair = work.pairs[path]
                 sums = _sums_of(pair, outputs, inputs)
                 fits[path] = _fit(pair, _measure(work, pair, sums))
-                steps.reply(1, [_apply(pair, *each) for each in zip(inputs, sums, strict=True)])
+                known = zip(inputs, sums, strict=True)
+                steps.reply(1, [normalize(pair.after, *each, pair.shift) for each in known])
             del outputs, inputs
     first = len(work.samples.fit)
     before, after = steps.results
@@ -262,7 +272,7 @@ def _fit_in_order(
 
 def _sums_of(pair: Pair, outputs: Sequence[Any], inputs: Sequence[Any]) -> list[SampleSums]:
     axis = pair.swap.config["axis"]
-    return [_sums(x, t, axis, pair.shift) for x, t in zip(inputs, outputs, strict=True)]
+    return [sum_up(x, t, axis, pair.shift) for x, t in zip(inputs, outputs, strict=True)]
 
 
 def _measure(work: Work, pair: Pair, sums: Sequence[SampleSums]) -> _Measured:
@@ -279,53 +289,8 @@ def _measure(work: Work, pair: Pair, sums: Sequence[SampleSums]) -> _Measured:
     return measured
 
 
-def _apply(pair: Pair, x: Any, sums: SampleSums) -> Any:
-    """What the fitted layer puts out, from the moments that are known already."""
-    layer = pair.after
-    groups = pair.swap.groups
-    mean, variance = fitting.group_moments(sums, pair.shift, groups)
-    size = pair.swap.channels // groups
-    inverse = np.repeat(1 / np.sqrt(variance + layer.epsilon), size, axis=1)
-    factor = inverse * np.asarray(layer.gamma, np.float64)
-    offset = np.asarray(layer.beta, np.float64) - np.repeat(mean, size, axis=1) * factor
-    shape = [1] * len(x.shape)
-    shape[0], shape[layer.axis] = factor.shape
-    wide = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
-    scaled = wide * tf.cast(factor.reshape(shape), wide.dtype)
-    return tf.cast(scaled + tf.cast(offset.reshape(shape), wide.dtype), layer.compute_dtype)
-
-
 def _add(one: _Measured, other: _Measured) -> _Measured:
     return {g: (one[g][0] + other[g][0], one[g][1] + other[g][1]) for g in one}
-
-
-def _sums(x: Any, t: Any, axis: int, shift: Float64) -> SampleSums:
-    x, t = (_channels_last(tensor, axis) for tensor in (x, t))
-    x -= tf.cast(shift, x.dtype)
-    positions = int(np.prod(x.shape[1:-1]))
-    return SampleSums(positions, *(_total(term) for term in (x, x * x, t, t * t, x * t)))
-
-
-def _channels_last(tensor: Any, axis: int) -> Any:
-    """In float32 at least, the channels moved to the end."""
-    if tensor.dtype != tf.float64:
-        tensor = tf.cast(tensor, tf.float32)
-    rank = len(tensor.shape)
-    if axis == rank - 1:
-        return tensor
-    return tf.transpose(tensor, [*(i for i in range(rank) if i != axis), axis])
-
-
-def _total(term: Any) -> Float64:
-    """Sums over positions: of one axis in the term's own type if it is short, else in float64.
-
-    That takes half the time, and rounds no more than the terms themselves are.
-    """
-    rank = len(term.shape)
-    if rank > 2 and term.shape[-2] <= SHORT:
-        term, rank = tf.reduce_sum(term, axis=-2), rank - 1
-    total: Float64 = tf.reduce_sum(tf.cast(term, tf.float64), axis=list(range(1, rank - 1))).numpy()
-    return total
 
 
 def _fit(pair: Pair, measured: _Measured) -> LayerFit:
