@@ -256,7 +256,7 @@ def _wide(array: Array) -> Array:
 
 
 def _is_inexact(array: Array) -> bool:
-    return np.asarray(array).dtype.kind not in "biu"  # bfloat16 is of kind V
+    return np.asarray(array).dtype.kind not in "biuOSU"  # bfloat16 is of kind V
 
 
 def _largest(array: Array) -> float:

@@ -23,6 +23,8 @@ from layerswap.records import Affine, Float64, Statistics
 
 # Keeps γ finite where a channel is constant after the normalisation.
 LEAST_VARIANCE = 1e-6
+# Beside the layer's largest.
+SMALL_GAMMA = 1e-2
 # Factors of the adaptive epsilon that the fit chooses from. The larger, the less does the
 # variance of one sample matter.
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -30,16 +32,16 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleSums:
-    """Sums over the positions of each sample, float64.
-
-    x is given less a shift per channel, so that squares don't swamp what differs.
+    """Sums over the positions of each sample of a batch, float64.
 
     Attributes:
         positions: of a sample and channel.
-        x, xx, t, tt, xt: sums of x, x², t, t², x·t; of shape (samples, C).
+        shift: near the mean of each channel; taken from x, so that squares don't swamp the rest.
+        x, xx, t, tt, xt: sums of x, x², t, t², x·t, with x less the shift; of shape (samples, C).
     """
 
     positions: int
+    shift: Float64
     x: Float64
     xx: Float64
     t: Float64
@@ -86,23 +88,20 @@ class Moments:
         return float(np.mean(deviation / np.maximum(mean, 1e-30)))
 
 
-def normalized_moments(
-    sums: SampleSums, shift: Float64, groups: int, epsilons: Sequence[float]
-) -> Moments:
+def normalized_moments(sums: SampleSums, groups: int, epsilons: Sequence[float]) -> Moments:
     """What the fit needs, for a number of groups and each epsilon.
 
     Args:
         sums: of one batch.
-        shift: what was taken from x, per channel.
         groups: a divisor of C.
         epsilons: GroupNormalization's, each positive.
     """
-    mean, variance = group_moments(sums, shift, groups)
+    mean, variance = group_moments(sums, groups)
     size = sums.x.shape[1] // groups
     n = sums.positions
     inverse = 1 / np.sqrt(variance[None] + np.asarray(epsilons)[:, None, None])
     inverse = np.repeat(inverse, size, axis=2)
-    centre = np.repeat(mean, size, axis=1) - shift  # z = (x − centre)·inverse, for shifted x
+    centre = np.repeat(mean, size, axis=1) - sums.shift  # z = (x − centre)·inverse, for shifted x
     squares = np.maximum(sums.xx - 2 * centre * sums.x + n * centre**2, 0)
     return Moments(
         samples=np.float64(len(sums.x)),
@@ -117,12 +116,12 @@ def normalized_moments(
     )
 
 
-def group_moments(sums: SampleSums, shift: Float64, groups: int) -> tuple[Float64, Float64]:
+def group_moments(sums: SampleSums, groups: int) -> tuple[Float64, Float64]:
     """Mean and variance of each sample's groups, of shape (samples, groups)."""
     samples, channels = sums.x.shape
     shifted = sums.x / sums.positions
     variance = np.maximum(sums.xx / sums.positions - shifted**2, 0)
-    means = (shifted + shift).reshape(samples, groups, channels // groups)
+    means = (shifted + sums.shift).reshape(samples, groups, channels // groups)
     mean = means.mean(axis=2)
     between = ((means - mean[:, :, None]) ** 2).mean(axis=2)
     return mean, variance.reshape(means.shape).mean(axis=2) + between
@@ -216,9 +215,11 @@ def source_moments(known: Moments, statistics: Statistics, epsilon: float) -> tu
     Returns:
         Of x̂ = (x − μ)/√v: the root mean square over channels of its mean, 0 where the moving
         means fit, and the median over channels of its variance, 1 where the variances do.
-        Channels with γ = 0 or v = 0 say nothing.
+        Channels with v = 0 or a γ that is next to nothing, where β and rounding drown it, say
+        nothing.
     """
-    live = (statistics.gamma != 0) & ~moments.dead_channels(statistics, epsilon)
+    size = np.abs(statistics.gamma)
+    live = (size > SMALL_GAMMA * size.max()) & ~moments.dead_channels(statistics, epsilon)
     if not live.any():
         return 0.0, 1.0
     # t = γ(x − μ)/√(v + ε) + β

@@ -356,7 +356,7 @@ class Calibration:
 
     Attributes:
         samples, held_out: how many were fitted to, and how many judged.
-        layers: in the order of the plan.
+        layers: in the order in which they are called.
         kept: whether the calibrated model was better than the data-free one; if not, that is
             what there is.
         error_match, drift_match: the data-free model's.

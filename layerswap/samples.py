@@ -87,11 +87,7 @@ def from_arrays(source: Any, inputs: Sequence[Input], limit: int = MOST) -> Samp
         UsageError, LoadError: they don't fit the inputs; see `from_elements`.
     """
     arrays = _by_name(source, inputs)
-    sizes = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise UsageError(f"the inputs have different numbers of samples: {listed}")
-    count = next(iter(sizes.values()))
+    count = _size(arrays)
     if count > limit:
         chosen = np.linspace(0, count - 1, limit).astype(int)
         arrays = {name: array[chosen] for name, array in arrays.items()}
@@ -112,16 +108,34 @@ def from_elements(elements: Iterable[Any], inputs: Sequence[Input], limit: int =
     chunks: list[Arrays] = []
     count = 0
     for element in _guarded(elements, chunks):
-        arrays = _by_name(element[0] if isinstance(element, tuple) else element, inputs)
+        arrays = _by_name(without_labels(element), inputs)
         ranks = {entry.name: len(entry.shape) for entry in inputs}
         if all(array.ndim == ranks[name] - 1 for name, array in arrays.items()):
             arrays = {name: array[None] for name, array in arrays.items()}
-        arrays = {name: array[: limit - count] for name, array in arrays.items()}
-        chunks.append(_checked(arrays, inputs, count))
-        count += _count(chunks[-1:])
+        whole = _size(arrays)
+        if count + whole > limit and _batch_size(inputs) is None:
+            arrays = {name: array[: limit - count] for name, array in arrays.items()}
+        elif count + whole > limit:
+            break
+        if whole:
+            chunks.append(_checked(arrays, inputs, count))
+        count = _count(chunks)
         if count >= limit:
             break
     return _divide(chunks, inputs)
+
+
+def without_labels(element: Any) -> Any:
+    """Of a tuple the first: as in Keras, labels and weights follow.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not isinstance(element, tuple):
+        return element
+    if not element:
+        raise UsageError("samples that are an empty tuple", hint="Give the inputs in it.")
+    return element[0]
 
 
 def _guarded(elements: Iterable[Any], chunks: Sequence[Arrays]) -> Iterator[Any]:
@@ -138,11 +152,41 @@ def _guarded(elements: Iterable[Any], chunks: Sequence[Arrays]) -> Iterator[Any]
         ) from error
 
 
+def _batch_size(inputs: Sequence[Input]) -> int | None:
+    """The batch size that an input is fixed to."""
+    return next((entry.shape[0] for entry in inputs if entry.shape and entry.shape[0]), None)
+
+
+def _size(arrays: Arrays) -> int:
+    """How many samples there are, the same for all inputs."""
+    sizes = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise UsageError(f"the inputs have different numbers of samples: {listed}")
+    return next(iter(sizes.values()))
+
+
+def _array(value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # NumPy raises several kinds for what has no shape
+        raise UsageError(
+            f"samples that make no array: {reason_of(error)}",
+            hint="Samples of different shapes come one by one, from a generator or dataset.",
+        ) from error
+    if array.dtype == object and not array.ndim:
+        raise UsageError(
+            f"samples that make no array of numbers: a {type(value).__name__}",
+            hint="Give arrays, lists or dicts of arrays.",
+        )
+    return array
+
+
 def _by_name(source: Any, inputs: Sequence[Input]) -> dict[str, Array]:
     names = [entry.name for entry in inputs]
     if isinstance(source, Mapping):
         if len(names) == 1 and len(source) == 1:
-            return {names[0]: np.asarray(next(iter(source.values())))}
+            return {names[0]: _array(next(iter(source.values())))}
         missing = [name for name in names if name not in source]
         if missing:
             raise UsageError(
@@ -150,17 +194,17 @@ def _by_name(source: Any, inputs: Sequence[Input]) -> dict[str, Array]:
                 + (", ".join(map(str, source)) or "nothing"),
                 hint=f"The model's inputs are {', '.join(names)}.",
             )
-        return {name: np.asarray(source[name]) for name in names}
+        return {name: _array(source[name]) for name in names}
     if len(names) == 1:
         single = isinstance(source, list) and len(source) == 1
-        return {names[0]: np.asarray(source[0] if single else source)}
+        return {names[0]: _array(source[0] if single else source)}
     if not isinstance(source, list | tuple) or len(source) != len(names):
         raise UsageError(
             f"the model has {len(names)} inputs, so samples are a dict by name or a list of "
             f"{len(names)} arrays",
             hint=f"The inputs are {', '.join(names)}.",
         )
-    return {name: np.asarray(item) for name, item in zip(names, source, strict=True)}
+    return {name: _array(item) for name, item in zip(names, source, strict=True)}
 
 
 def _checked(arrays: Arrays, inputs: Sequence[Input], before: int) -> Arrays:
@@ -184,6 +228,9 @@ def _checked(arrays: Arrays, inputs: Sequence[Input], before: int) -> Arrays:
 
 def _cast(array: Array, entry: Input, before: int) -> Array:
     if entry.dtype == "string":
+        if array.dtype.kind in "OS":
+            texts = [t.decode() if isinstance(t, bytes) else str(t) for t in array.flat]
+            return np.array(texts, np.str_).reshape(array.shape)
         return array.astype(np.str_)
     kind = array.dtype.kind
     if kind not in "biuf":
@@ -201,11 +248,14 @@ def _cast(array: Array, entry: Input, before: int) -> Array:
                 hint="Leave such samples out.",
             )
     dtype = np.dtype("float32" if entry.dtype == "bfloat16" else entry.dtype)
-    cast = array.astype(dtype)
-    if dtype.kind in "biu" and kind == "f" and not np.array_equal(cast, array):
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+    whole = dtype.kind in "biu"
+    if (whole and not np.array_equal(cast, array)) or not (whole or np.isfinite(cast).all()):
+        what = "fractions" if whole and kind == "f" else "values out of range"
         raise UsageError(
-            f"samples with fractions, but input '{entry.name}' takes {entry.dtype}",
-            hint="Give whole numbers.",
+            f"samples with {what}, but input '{entry.name}' takes {entry.dtype}",
+            hint="Give whole numbers in its range." if whole else "Scale them.",
         )
     return cast
 
@@ -228,7 +278,7 @@ def _divide(chunks: Sequence[Arrays], inputs: Sequence[Input]) -> Samples:
             ),
         )
     rng = np.random.default_rng(SEED)
-    fixed = inputs[0].shape[0]
+    fixed = _batch_size(inputs)
     shapes = {tuple(array.shape[1:] for array in chunk.values()) for chunk in chunks}
     if len(shapes) > 1:  # open axes that differ: what came together stays together
         order = [chunks[i] for i in rng.permutation(len(chunks))]

@@ -9,7 +9,7 @@ from typing import Any
 
 from layerswap import diagnosing, planning
 from layerswap.atomic import StrPath
-from layerswap.errors import PolicyError, UsageError
+from layerswap.errors import PolicyError, UnsupportedModelError, UsageError
 from layerswap.exporting import Converted, Progress, require_keras
 from layerswap.policy import Policy
 from layerswap.records import Statistics, SwapPlan
@@ -108,7 +108,12 @@ def swap(
         converted = swap_matched(model, made, statistics, inplace)
     else:
         given = read_samples(model, samples, max_samples, say)
-        converted = swap_calibrated(model, made, statistics, given, distill, say)
+        try:
+            converted = swap_calibrated(model, made, statistics, given, distill, say)
+        except UnsupportedModelError as error:
+            if inplace:
+                error.hint = "Samples need a copy to compare with: swap it in place without them."
+            raise
         if inplace:  # the source had to be there until now
             from layerswap.keras_graph import calibrating
 

@@ -8,6 +8,7 @@ regressions on these samples is kept, and both models go on.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +32,6 @@ from layerswap.records import (
     Alternative,
     Array,
     Calibration,
-    Float64,
     LayerFit,
     Statistics,
     Swap,
@@ -52,11 +52,6 @@ class Pair:
     before: Any
     after: Any
     statistics: Statistics
-
-    @property
-    def shift(self) -> Float64:
-        """Taken from GN's input before it is summed up; exact in float32, too."""
-        return self.statistics.mean.astype(np.float32).astype(np.float64)
 
     def epsilons(self, groups: int) -> tuple[float, ...]:
         """What the fit may choose from: the planned one, more where the policy leaves it open."""
@@ -151,11 +146,12 @@ def calibrate(work: Work, say: Say) -> Calibration:
     kept = error < error_match
     if not kept:
         restore(work, states)
+        fits = {path: _dropped(fit, work.pairs[path]) for path, fit in fits.items()}
     samples, held_out = work.samples.counts
     return Calibration(
         samples=samples,
         held_out=held_out,
-        layers=tuple(fits[path] for path in work.pairs if path in fits),
+        layers=tuple(fits[path] for path in calls),
         kept=kept,
         error_match=error_match,
         error_calibrated=error,
@@ -163,6 +159,11 @@ def calibrate(work: Work, say: Say) -> Calibration:
         drift_match=measure_drift(before, free),
         drift=measure_drift(before, after if kept else free),
     )
+
+
+def _dropped(fit: LayerFit, pair: Pair) -> LayerFit:
+    epsilon = float(pair.swap.config["epsilon"])
+    return replace(fit, fit="match", epsilon=epsilon, error=fit.error_match)
 
 
 def with_epsilons(plan: SwapPlan, work: Work) -> SwapPlan:
@@ -204,18 +205,32 @@ def restore(work: Work, states: Mapping[str, State]) -> None:
 def _set(layer: Any, affine: Affine, epsilon: float) -> None:
     for variable, values in ((layer.gamma, affine.gamma), (layer.beta, affine.beta)):
         variable.assign(np.asarray(values).astype(variable.dtype.as_numpy_dtype))
+        if variable.constraint is not None:  # rounding may have left a zero just below zero
+            variable.assign(variable.constraint(variable))
     layer.epsilon = epsilon
+
+
+_EAGER = threading.Lock()
+# Whether functions ran eagerly before the first of the calibrations that are under way, one each.
+_before: list[bool] = []
 
 
 @contextmanager
 def _eager_functions() -> Iterator[None]:
-    """The model's own graph functions run line by line: a trace would keep an old epsilon."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
+    """The model's own graph functions run line by line: a trace would keep an old epsilon.
+
+    The setting is the process's; it is put back when the last calibration ends.
+    """
+    with _EAGER:
+        _before.append(_before[0] if _before else tf.config.functions_run_eagerly())
+        tf.config.run_functions_eagerly(True)
     try:
         yield
     finally:
-        tf.config.run_functions_eagerly(before)
+        with _EAGER:
+            before = _before.pop()
+            if not _before:
+                tf.config.run_functions_eagerly(before)
 
 
 def _count_calls(work: Work) -> tuple[dict[str, int], list[Outputs]]:
@@ -263,7 +278,7 @@ def _fit_in_order(
                 sums = _sums_of(pair, outputs, inputs)
                 fits[path] = _fit(pair, _measure(work, pair, sums))
                 known = zip(inputs, sums, strict=True)
-                steps.reply(1, [normalize(pair.after, *each, pair.shift) for each in known])
+                steps.reply(1, [normalize(pair.after, *each) for each in known])
             del outputs, inputs
     first = len(work.samples.fit)
     before, after = steps.results
@@ -272,7 +287,7 @@ def _fit_in_order(
 
 def _sums_of(pair: Pair, outputs: Sequence[Any], inputs: Sequence[Any]) -> list[SampleSums]:
     axis = pair.swap.config["axis"]
-    return [sum_up(x, t, axis, pair.shift) for x, t in zip(inputs, outputs, strict=True)]
+    return [sum_up(x, t, axis) for x, t in zip(inputs, outputs, strict=True)]
 
 
 def _measure(work: Work, pair: Pair, sums: Sequence[SampleSums]) -> _Measured:
@@ -284,7 +299,7 @@ def _measure(work: Work, pair: Pair, sums: Sequence[SampleSums]) -> _Measured:
     measured = {}
     for groups in sorted(wanted):
         epsilons = pair.epsilons(groups)
-        each = [fitting.normalized_moments(part, pair.shift, groups, epsilons) for part in sums]
+        each = [fitting.normalized_moments(part, groups, epsilons) for part in sums]
         measured[groups] = reduce(add, each[:first]), reduce(add, each[first:])
     return measured
 

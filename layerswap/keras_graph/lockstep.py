@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow as tf
+
 from layerswap.errors import LayerswapError, TransferError, reason_of
 from layerswap.keras_graph.interception import batchnorm_calls, groupnorm_calls
 
@@ -96,12 +98,12 @@ class _Lane:
 
     def _batchnorm(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         output = batchnorm_calls.stock(layer, *args, **kwargs)
-        if id(layer) in self._watched:
+        if id(layer) in self._watched and _is_real(output):
             self._pause(layer, output)
         return output
 
     def _groupnorm(self, layer: Any, inputs: Any, mask: Any = None) -> Any:
-        if id(layer) in self._watched:
+        if id(layer) in self._watched and _is_real(inputs):
             self._pause(layer, inputs)
             output, self.reply = self.reply, None
             if output is not None:
@@ -109,12 +111,18 @@ class _Lane:
         return groupnorm_calls.stock(layer, inputs, mask)
 
     def _pause(self, layer: Any, tensor: Any) -> None:
-        self._visit = Visit(self._watched[id(layer)], tensor)
-        del tensor
-        self._paused.release()
-        self._resume.acquire()
+        if not self._closing:  # code may have swallowed what unwinds the run
+            self._visit = Visit(self._watched[id(layer)], tensor)
+            del tensor
+            self._paused.release()
+            self._resume.acquire()
         if self._closing:
             raise _Closed
+
+
+def _is_real(tensor: Any) -> bool:
+    """Not symbolic: a Sequential without an Input builds its graph anew for another shape."""
+    return isinstance(tensor, tf.__internal__.EagerTensor)
 
 
 class _Closed(BaseException):

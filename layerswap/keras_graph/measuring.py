@@ -14,19 +14,32 @@ from layerswap.records import Float64
 SHORT = 256
 
 
-def sum_up(x: Any, t: Any, axis: int, shift: Float64) -> SampleSums:
+def sum_up(x: Any, t: Any, axis: int) -> SampleSums:
     """What `fitting` needs of a batch.
 
     Args:
         x: the input of a GroupNormalization, the batch first.
         t: the output of the BatchNormalization, of the same shape.
         axis: the channels', counted from 0.
-        shift: taken from x, per channel.
     """
-    x, t = (_channels_last(tensor, axis) for tensor in (x, t))
-    x -= tf.cast(shift, x.dtype)
+    # Both less their mean, so that what is rounded is small.
+    (x, shift), (t, offset) = (_centred(_channels_last(tensor, axis)) for tensor in (x, t))
     positions = int(np.prod(x.shape[1:-1]))
-    return SampleSums(positions, *(_total(term) for term in (x, x * x, t, t * t, x * t)))
+    sx, sxx, st, stt, sxt = (_total(term) for term in (x, x * x, t, t * t, x * t))
+    return SampleSums(
+        positions,
+        shift,
+        x=sx,
+        xx=sxx,
+        t=st + positions * offset,
+        tt=stt + 2 * offset * st + positions * offset**2,
+        xt=sxt + offset * sx,
+    )
+
+
+def _centred(tensor: Any) -> tuple[Any, Float64]:
+    mean = tf.reduce_mean(tensor, axis=list(range(len(tensor.shape) - 1)))
+    return tensor - mean, tf.cast(mean, tf.float64).numpy()
 
 
 def _channels_last(tensor: Any, axis: int) -> Any:
@@ -51,16 +64,15 @@ def _total(term: Any) -> Float64:
     return total
 
 
-def normalize(layer: Any, x: Any, sums: SampleSums, shift: Float64) -> Any:
+def normalize(layer: Any, x: Any, sums: SampleSums) -> Any:
     """What a GroupNormalization puts out, from moments that are known already.
 
     Args:
         layer: built, with γ and β.
         x: its input.
         sums: `sum_up` of it.
-        shift: what was taken from x.
     """
-    mean, variance = group_moments(sums, shift, layer.groups)
+    mean, variance = group_moments(sums, layer.groups)
     size = x.shape[layer.axis] // layer.groups
     inverse = np.repeat(1 / np.sqrt(variance + layer.epsilon), size, axis=1)
     factor = inverse * np.asarray(layer.gamma, np.float64)

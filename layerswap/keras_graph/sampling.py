@@ -13,7 +13,15 @@ import tensorflow as tf
 from layerswap.errors import ExportError, LoadError, UsageError, reason_of
 from layerswap.keras_graph.running import input_dtypes, interface_of
 from layerswap.records import Array
-from layerswap.samples import MOST, Input, Samples, from_arrays, from_elements, read_arrays
+from layerswap.samples import (
+    MOST,
+    Input,
+    Samples,
+    from_arrays,
+    from_elements,
+    read_arrays,
+    without_labels,
+)
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
@@ -37,10 +45,9 @@ def read_samples(model: Any, source: Any, limit: int = MOST) -> Samples:
         source = _read(Path(source), inputs)
     elif callable(source) and not hasattr(source, "__getitem__"):
         source = _called(source)
-    if isinstance(source, tuple):
-        source = source[0]  # as in Keras: what follows are labels
     if isinstance(source, Samples):
         return source
+    source = without_labels(source)
     if isinstance(source, np.ndarray | tf.Tensor | list | Mapping):
         return from_arrays(source, inputs, limit)
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
