@@ -1,7 +1,7 @@
 """Says whether to swap a model, and with how many groups each layer: from what was measured on
 samples, or else from what its statistics predict.
 
-The thresholds are judgements, stated here and in `docs/accuracy.md`.
+The thresholds are judgements, stated here and in `docs/weights.md`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from layerswap import grouping, moments
+from layerswap import grouping, moments, planning
 from layerswap.records import (
     Advice,
     Alternative,
@@ -25,7 +25,7 @@ from layerswap.records import (
 # advised, and before none is good enough.
 ACCEPTABLE, UNUSABLE = 0.1, 0.5
 # Of the whole model, from the outputs on held-out samples.
-SAME_ANSWERS, SMALL_ERROR, LARGE_ERROR = 0.98, 0.05, 0.5
+SAME_ANSWERS, SMALL_ERROR, FAIR_ERROR, LARGE_ERROR = 0.98, 0.05, 0.2, 0.5
 
 
 def advise_layers(
@@ -105,11 +105,14 @@ def advised_policy(plan: SwapPlan, layers: Sequence[LayerAdvice]) -> dict[str, A
         if layer.groups is not None and layer.groups != planned[layer.path]
     }
     left = {name: value for name, value in plan.policy.items() if name != "include"}
-    # The first match applies: what is advised goes before the plan's own.
+    # The first match applies: what is advised goes first, with what would have matched before.
     own = plan.policy.get("overrides", {})
-    overrides = {**changed, **own}
     for path, fields in changed.items():
-        overrides[path] = {**own.get(path, {}), **fields}
+        before: Mapping[str, Any] = next(
+            (own[p] for p in own if planning.path_matches(p, path)), {}
+        )
+        changed[path] = {**{k: v for k, v in before.items() if k != "channels_per_group"}, **fields}
+    overrides = {**changed, **{p: fields for p, fields in own.items() if p not in changed}}
     return {**left, "exclude": kept, "overrides": overrides}
 
 
@@ -128,6 +131,8 @@ def judge(
         calibration: how good the model is when swapped as advised, where there are samples.
     """
     swapped = [layer for layer in layers if layer.groups is not None]
+    if not layers:
+        return Advice("keep", "there is no BatchNormalization", layers, policy, False)
     if not swapped:
         return Advice(
             "keep", "no layer can be swapped well", layers, policy, calibration is not None
@@ -136,8 +141,8 @@ def judge(
         bad = [layer for layer in swapped if (layer.error or 0) > ACCEPTABLE]
         reason = (
             f"{len(swapped) - len(bad)} of {len(swapped)} layers are predicted to keep at least "
-            f"{1 - ACCEPTABLE:.0%} of what they put out; this is the least error, give samples to "
-            "measure it"
+            f"{1 - ACCEPTABLE:.0%} of what they put out, if the elements of a sample are "
+            "independent, which they seldom are: give samples to measure it"
         )
         return Advice("distill" if bad else "swap", reason, layers, policy, False)
     drift = calibration.drift
@@ -145,8 +150,9 @@ def judge(
     numbers = f"the outputs' error on held-out samples is {calibration.error:.3g}"
     if agreement is not None:
         numbers += f", and {agreement:.1%} have the same arg-max"
-    if calibration.error <= SMALL_ERROR or (agreement is not None and agreement >= SAME_ANSWERS):
+    same = agreement is not None and agreement >= SAME_ANSWERS
+    if calibration.error <= (FAIR_ERROR if same else SMALL_ERROR):
         return Advice("swap", numbers, layers, policy, True)
     if calibration.error <= LARGE_ERROR:
-        return Advice("distill", f"{numbers}; distillation lowers it", layers, policy, True)
+        return Advice("distill", f"{numbers}; distillation may lower it", layers, policy, True)
     return Advice("keep", f"{numbers}: too much is lost", layers, policy, True)

@@ -189,8 +189,10 @@ def output_error(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) -
     """How much of the outputs' variance the GN model gets wrong.
 
     Σ(GN − BN)² / Σ(BN − mean)² of each floating-point output, in float64, averaged over the
-    outputs, so that a large one doesn't drown the others. Probabilities are compared as logits:
-    where a model is sure of all samples, they hardly differ whatever was lost.
+    outputs, so that a large one doesn't drown the others. The mean is that of each feature, along
+    the last axis: how features differ from each other says nothing of the input. Probabilities
+    are compared as logits: where a model is sure of all samples, they hardly differ whatever was
+    lost.
 
     Args:
         bn_outputs: the source model's outputs, one mapping per batch.
@@ -204,13 +206,14 @@ def output_error(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) -
     for name, first in bn_outputs[0].items():
         if not _is_inexact(first):
             continue
-        convert = _logits if name in probable else _wide
-        before = np.concatenate([convert(batch[name]).reshape(-1) for batch in bn_outputs])
-        after = np.concatenate([convert(batch[name]).reshape(-1) for batch in gn_outputs])
+        before, after = (
+            _features([batch[name] for batch in outputs], name in probable)
+            for outputs in (bn_outputs, gn_outputs)
+        )
         if not np.isfinite(after).all():
             return math.inf
         error = float(np.sum(np.abs(after - before) ** 2))
-        ratios.append(_ratio(error, float(np.sum(np.abs(before - before.mean()) ** 2))))
+        ratios.append(_ratio(error, float(np.sum(np.abs(before - before.mean(axis=0)) ** 2))))
     return sum(ratios) / len(ratios) if ratios else 0.0
 
 
@@ -228,6 +231,15 @@ def probabilities(outputs: Sequence[Outputs]) -> set[str]:
         return bool((array >= 0).all()) and bool((np.abs(sums - 1) < _ROUNDED_SUM).all())
 
     return {name for name in outputs[0] if all(probable(batch[name]) for batch in outputs)}
+
+
+def _features(arrays: Sequence[Array], probable: bool) -> Array:
+    """All values in rows, a column for each feature."""
+    rows = [
+        (_logits(array) if probable else _wide(array)).reshape(-1, *array.shape[1:][-1:])
+        for array in arrays
+    ]
+    return np.concatenate(rows)
 
 
 def _logits(array: Array) -> Array:

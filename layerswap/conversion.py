@@ -88,7 +88,7 @@ def advise(
     Args:
         model: a tf_keras model, or the path of one.
         samples, max_samples, progress: as for `swap`. Without samples all is predicted from
-            the moving statistics, which gives the least error.
+            the moving statistics, as if the elements of a sample were independent.
         policy: the most groups to consider, and all else; or give its fields as keyword
             arguments.
 
@@ -100,6 +100,8 @@ def advise(
         LayerswapError: as for `plan` and `swap`.
     """
     policy = as_policy(policy, fields)
+    if policy.weights != "match":
+        raise UsageError("advice is on weights='match' alone: the others keep next to nothing")
     check_amounts(samples, 0, max_samples)
     say = progress or silent
     model, source = as_model(model)

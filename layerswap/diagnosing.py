@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from layerswap.records import Calibration, Finding, LayerFit
 
@@ -15,9 +15,22 @@ HIGH_ERROR = 0.25
 HIGH_SPREAD = 1.0
 
 
-def find_problems(calibration: Calibration) -> Iterator[Finding]:
-    """Warnings about the samples, the moving statistics and single layers."""
+def find_problems(calibration: Calibration, paths: Iterable[str] = ()) -> Iterator[Finding]:
+    """Warnings about the samples, the moving statistics and single layers.
+
+    Args:
+        calibration: what was measured.
+        paths: of the layers that were to be fitted.
+    """
     layers = calibration.layers
+    for path in sorted({*paths} - {layer.path for layer in layers}):
+        yield Finding(
+            "not-calibrated",
+            "warning",
+            path,
+            "the samples don't reach it, or it is called within a graph that can't be run line by "
+            "line: it has the data-free fit",
+        )
     first = layers[0] if layers else None
     if first is not None and _is_far(first):
         yield Finding(

@@ -23,6 +23,8 @@ from layerswap.records import Affine, Float64, Statistics
 
 # Keeps γ finite where a channel is constant after the normalisation.
 LEAST_VARIANCE = 1e-6
+# Of a mean square: well above the square of what float32 rounds.
+FLOAT32_ROUNDING = 1e-10
 # Beside the layer's largest.
 SMALL_GAMMA = 1e-2
 # Factors of the adaptive epsilon that the fit chooses from. The larger, the less does the
@@ -183,7 +185,7 @@ def choose(
     Returns:
         One of the regressions, or the data-free fit where none is better.
     """
-    scale = max(float(held_out.target_variance.sum()), 1e-30)
+    scale = _scale(held_out)
     start = float(squared_error(held_out, 0, match).sum()) / scale
     best = Choice(match, epsilons[0], False, start, start)
     for index, epsilon in enumerate(epsilons):
@@ -194,9 +196,15 @@ def choose(
     return best
 
 
+def _scale(known: Moments) -> float:
+    """The variance of t over all channels, or what float32 rounds where there is none."""
+    rounding = FLOAT32_ROUNDING * float((known.tt / known.n).sum())
+    return max(float(known.target_variance.sum()), rounding, 1e-30)
+
+
 def least_error(fit: Moments, held_out: Moments) -> float:
     """The held-out error of the best regression over all epsilons, as a share of t's variance."""
-    scale = max(float(held_out.target_variance.sum()), 1e-30)
+    scale = _scale(held_out)
     errors = (
         float(squared_error(held_out, index, regress(fit, index)).sum())
         for index in range(len(fit.z))

@@ -110,7 +110,7 @@ def match(statistics: Statistics, groups: int, epsilon: float, groupnorm_epsilon
 def predicted_error(
     statistics: Statistics, groups: int, epsilon: float, groupnorm_epsilon: float, elements: int
 ) -> float:
-    """What share of its output's variance a matched GroupNormalization gets wrong, at least.
+    """What share of its output's variance a matched GroupNormalization is to get wrong.
 
     If the n elements of a sample's group were independent and normal, the variance of its mean
     would be v̄/n, that of its variance w/n with w = mean of 2v² + 4v·d², where d = μ − m and the
@@ -118,7 +118,8 @@ def predicted_error(
 
         Σ a²·(v̄ + (v + d²)·w/4(V + ε')²)/n / Σ a²·v
 
-    summed over channels. Neighbouring positions aren't independent, so the true error is larger.
+    summed over channels. Neighbouring positions aren't independent, so the true error is mostly
+    larger; where channels cancel out it is smaller.
 
     Args:
         statistics: what BatchNormalization learned.

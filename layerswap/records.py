@@ -131,7 +131,8 @@ class Swap:
 
     `adaptive_epsilon` says that the policy leaves the epsilon to what was learned or, with
     samples, to what fits best. `predicted` is the share of its output's variance that the layer
-    is to get wrong at least (see `moments.predicted_error`); None where that isn't known.
+    gets wrong if elements are independent (see `moments.predicted_error`); None where that can't
+    be said.
     """
 
     site: Site

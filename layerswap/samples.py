@@ -89,9 +89,16 @@ def from_arrays(source: Any, inputs: Sequence[Input], limit: int = MOST) -> Samp
     arrays = _by_name(source, inputs)
     count = _size(arrays)
     if count > limit:
-        chosen = np.linspace(0, count - 1, limit).astype(int)
+        chosen = spaced(count, limit)
         arrays = {name: array[chosen] for name, array in arrays.items()}
     return _divide([_checked(arrays, inputs, 0)] if count else [], inputs)
+
+
+def spaced(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, evenly spaced: sets are often sorted by class."""
+    if count <= limit:
+        return list(range(count))
+    return [int(index) for index in np.linspace(0, count - 1, limit)]
 
 
 def from_elements(elements: Iterable[Any], inputs: Sequence[Input], limit: int = MOST) -> Samples:
@@ -112,12 +119,12 @@ def from_elements(elements: Iterable[Any], inputs: Sequence[Input], limit: int =
         ranks = {entry.name: len(entry.shape) for entry in inputs}
         if all(array.ndim == ranks[name] - 1 for name, array in arrays.items()):
             arrays = {name: array[None] for name, array in arrays.items()}
-        whole = _size(arrays)
-        if count + whole > limit and _batch_size(inputs) is None:
-            arrays = {name: array[: limit - count] for name, array in arrays.items()}
-        elif count + whole > limit:
+        room = limit - count
+        room -= room % (_batch_size(inputs) or 1)  # a batch of fixed size stays whole
+        if _size(arrays) and not room:
             break
-        if whole:
+        arrays = {name: array[:room] for name, array in arrays.items()}
+        if _size(arrays):
             chunks.append(_checked(arrays, inputs, count))
         count = _count(chunks)
         if count >= limit:
@@ -167,6 +174,8 @@ def _size(arrays: Arrays) -> int:
 
 
 def _array(value: Any) -> Array:
+    if np.ma.is_masked(value):
+        raise UsageError("samples with masked values", hint="Fill them, or leave them out.")
     try:
         array = np.asarray(value)
     except Exception as error:  # NumPy raises several kinds for what has no shape

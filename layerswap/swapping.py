@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from layerswap import diagnosing, planning
@@ -167,7 +168,7 @@ def check_amounts(samples: Any, distill: int, max_samples: int) -> None:
         UsageError: one isn't a whole number or is too small, or there is nothing to distill with.
     """
     for name, value, least in (("distill", distill, 0), ("max_samples", max_samples, FEWEST)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}")
     if distill and samples is None:
         raise UsageError("distill needs samples", hint="Give samples, or leave distill at 0.")
@@ -242,18 +243,20 @@ def swap_calibrated(
 ) -> Converted:
     """A swapped copy, fitted to samples."""
     from layerswap.keras_graph import calibrating, distilling
+    from layerswap.keras_graph.weights import preserved
 
     say("swap")
     converted = swap_matched(model, made, statistics)
     work = calibrating.prepare(model, converted.model, made, statistics, given, alternatives)
-    calibration = calibrating.calibrate(work, say)
-    if distill:
-        calibration = distilling.distill(work, calibration, distill, say)
+    with preserved(model), preserved(converted.model, but=work.variables):
+        calibration = calibrating.calibrate(work, say)
+        if distill:
+            calibration = distilling.distill(work, calibration, distill, say)
     return replace(
         converted,
         plan=calibrating.with_epsilons(made, work),
         calibration=calibration,
-        findings=(*given.findings, *diagnosing.find_problems(calibration)),
+        findings=(*given.findings, *diagnosing.find_problems(calibration, list(work.pairs))),
     )
 
 

@@ -222,7 +222,7 @@ def test_the_output_error_is_a_share_of_the_variance_averaged_over_outputs():
     wrong = first + 0.5
     before = [{"a": first[:2], "b": second[:2]}, {"a": first[2:], "b": second[2:]}]
     after = [{"a": wrong[:2], "b": second[:2]}, {"a": wrong[2:], "b": second[2:]}]
-    expected = 18 * 0.25 / ((first - first.mean()) ** 2).sum() / 2
+    expected = 18 * 0.25 / ((first - first.mean(axis=0)) ** 2).sum() / 2
     assert comparison.output_error(before, after) == pytest.approx(expected)
     assert comparison.output_error(before, before) == 0
 
@@ -238,7 +238,7 @@ def test_probabilities_are_compared_as_logits():
     assert comparison.probabilities(before) == {"p"}
     a, b = (z - z.mean(axis=1, keepdims=True) for z in (logits, moved))
     assert comparison.output_error(before, after) == pytest.approx(
-        ((a - b) ** 2).sum() / (a**2).sum(), rel=1e-6
+        ((a - b) ** 2).sum() / ((a - a.mean(axis=0)) ** 2).sum(), rel=1e-6
     )
 
 
@@ -259,3 +259,10 @@ def test_other_outputs_are_no_probabilities(array):
 def test_an_output_that_is_not_finite_is_infinitely_wrong():
     before = [{"y": np.array([[1.0, 2.0]])}]
     assert comparison.output_error(before, [{"y": np.array([[1.0, np.nan]])}]) == math.inf
+
+
+def test_what_differs_between_features_hides_no_error():
+    rng = np.random.default_rng(0)
+    before = rng.normal(0, 1, (50, 2)) + [1000, 0]
+    after = before.mean(axis=0) + np.zeros_like(before)  # nothing of the input is left
+    assert comparison.output_error([{"y": before}], [{"y": after}]) == pytest.approx(1)

@@ -510,3 +510,8 @@ def test_a_batch_size_that_is_fixed_at_any_input_counts():
     inputs = [Input("left", (None, 4), "float32"), Input("right", (8, 2, 3), "float32")]
     samples = from_arrays([numbered(50, 4), numbered(50, 2, 3)], inputs)
     assert {len(batch["left"]) for batch in samples.fit} == {8}
+
+
+def test_of_a_large_element_the_limit_is_taken_for_a_model_of_a_fixed_batch_size_too():
+    samples = from_elements([numbered(300, 4)], FIXED, limit=64)
+    assert samples.counts == (48, 16)

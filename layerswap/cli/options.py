@@ -183,6 +183,8 @@ def _read_samples(samples: str | None, **values: Any) -> dict[str, Any]:
     """The arguments of `swap` about samples; `MODULE:NAME` is imported, a path stays one."""
     if samples is None:
         return values
+    if not samples:
+        raise UsageError("--samples: expected a file, a folder or MODULE:NAME")
     if not os.path.exists(samples) and ":" in samples:
         return {"samples": import_object("--samples", samples), **values}
     return {"samples": samples, **values}

@@ -8,6 +8,7 @@ regressions on these samples is kept, and both models go on.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,11 @@ class Work:
     pairs: Mapping[str, Pair]
     samples: Samples
     alternatives: bool = False
+
+    @property
+    def variables(self) -> list[Any]:
+        """γ and β of all pairs, in turn."""
+        return [v for pair in self.pairs.values() for v in (pair.after.gamma, pair.after.beta)]
 
     def side(self, model: Any, batches: Sequence[Arrays]) -> Side:
         """One of the two models on batches, pausing at its layers of the pairs."""
@@ -143,7 +149,7 @@ def calibrate(work: Work, say: Say) -> Calibration:
         restore(work, states)
         raise
     error_match, error = output_error(before, free), output_error(before, after)
-    kept = error < error_match
+    kept = error <= error_match and math.isfinite(error)  # 0 and 0 where nothing can be compared
     if not kept:
         restore(work, states)
         fits = {path: _dropped(fit, work.pairs[path]) for path, fit in fits.items()}

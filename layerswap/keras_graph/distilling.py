@@ -169,8 +169,11 @@ def _loss(expected: Any, actual: Any, scores: bool) -> Any:
     expected, actual = (tf.cast(t, tf.float32) for t in (expected, actual))
     if scores:
         expected, actual = (_logits(t) for t in (expected, actual))
-    variance = tf.math.reduce_variance(expected)
-    return tf.reduce_mean(tf.square(actual - expected)) / tf.maximum(variance, 1e-12)
+    features = expected.shape[-1] if expected.shape.rank > 1 else 1
+    variance = tf.math.reduce_variance(tf.reshape(expected, (-1, features)), axis=0)
+    return tf.reduce_mean(tf.square(actual - expected)) / tf.maximum(
+        tf.reduce_mean(variance), 1e-12
+    )
 
 
 def _logits(probabilities: Any) -> Any:

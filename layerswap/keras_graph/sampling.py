@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from layerswap.errors import ExportError, LoadError, UsageError, reason_of
 from layerswap.keras_graph.running import input_dtypes, interface_of
@@ -20,6 +20,7 @@ from layerswap.samples import (
     from_arrays,
     from_elements,
     read_arrays,
+    spaced,
     without_labels,
 )
 
@@ -42,16 +43,18 @@ def read_samples(model: Any, source: Any, limit: int = MOST) -> Samples:
     """
     inputs = inputs_of(model)
     if isinstance(source, str | os.PathLike):
-        source = _read(Path(source), inputs)
+        source = _read(Path(source), inputs, limit)
     elif callable(source) and not hasattr(source, "__getitem__"):
         source = _called(source)
     if isinstance(source, Samples):
         return source
     source = without_labels(source)
-    if isinstance(source, np.ndarray | tf.Tensor | list | Mapping):
+    if isinstance(source, list | Mapping) or hasattr(source, "__array__"):
         return from_arrays(source, inputs, limit)
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return from_elements((source[i] for i in range(len(source))), inputs, limit)
+    if isinstance(source, tf_keras.utils.Sequence):
+        # Every element is a sample at least: no more of them are needed.
+        chosen = spaced(len(source), limit)
+        return from_elements((source[i] for i in chosen), inputs, limit)
     if not hasattr(source, "__iter__"):
         raise UsageError(
             f"samples can't be read from a {type(source).__name__}",
@@ -85,9 +88,9 @@ def _called(function: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _read(path: Path, inputs: Sequence[Input]) -> Any:
+def _read(path: Path, inputs: Sequence[Input], limit: int) -> Any:
     if path.is_dir():
-        return _images(path, inputs)
+        return _images(path, inputs, limit)
     if not path.is_file():
         raise LoadError("there is no such file or folder of samples", where=str(path))
     if path.suffix not in (".npy", ".npz"):
@@ -99,15 +102,15 @@ def _read(path: Path, inputs: Sequence[Input]) -> Any:
     return read_arrays(path)
 
 
-def _images(folder: Path, inputs: Sequence[Input]) -> Iterator[Array]:
-    """The images of a folder and those below it, by path; values 0 to 255."""
+def _images(folder: Path, inputs: Sequence[Input], limit: int) -> Iterator[Array]:
+    """The images of a folder and those below it, evenly spaced by path; values 0 to 255."""
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES and f.is_file())
     if not files:
         raise LoadError(f"holds no image ({', '.join(IMAGES)})", where=str(folder))
     if len(inputs) > 1 or len(inputs[0].shape) != 4:
         raise UsageError("the model's input is no image: give the samples as .npz", where="")
     height, width, channels = inputs[0].shape[1:]
-    for file in files:
+    for file in (files[i] for i in spaced(len(files), limit)):
         try:
             image = tf.io.decode_image(
                 file.read_bytes(), channels=channels or 0, expand_animations=False

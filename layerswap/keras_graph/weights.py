@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,30 @@ def snapshot(model: Any) -> list[tuple[Any, Any]]:
     They are views: a variable that changes gets new memory.
     """
     return [(variable, view(tf.convert_to_tensor(variable))) for variable in variables(model)]
+
+
+@contextmanager
+def preserved(model: Any, but: Iterable[Any] = ()) -> Iterator[None]:
+    """Puts back, when the block ends, what calls of the model changed in its state.
+
+    Counters, running metrics, states: whatever code assigns to variables while it computes.
+
+    Args:
+        model: any model.
+        but: variables that the block is meant to change.
+    """
+    meant = {id(variable) for variable in but}
+    metrics = [v for metric in getattr(model, "metrics", ()) for v in metric.variables]
+    before = [
+        *((v, bits) for v, bits in snapshot(model) if id(v) not in meant),
+        *((v, v.numpy()) for v in metrics),
+    ]
+    try:
+        yield
+    finally:
+        for variable, bits in before:
+            if not _same_bits(np.asarray(variable), bits):
+                variable.assign(bits)
 
 
 def surviving(before: list[tuple[Any, Any]], target: Any, twins: Twins) -> list[tuple[Any, Any]]:

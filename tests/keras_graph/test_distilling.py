@@ -51,10 +51,12 @@ def answers(model, batches):
 
 
 def output_error(before, after):
-    ratios = [
-        ((b - a) ** 2).sum() / ((b - b.mean()) ** 2).sum()
-        for b, a in zip(before, after, strict=True)
-    ]
+    """Shares of the variance of each output about the mean of its features, averaged."""
+    ratios = []
+    for b, a in zip(before, after, strict=True):
+        features = tuple(range(b.ndim - 1))
+        spread = b - b.mean(axis=features, keepdims=True)
+        ratios.append(((b - a) ** 2).sum() / (spread**2).sum())
     return sum(ratios) / len(ratios)
 
 

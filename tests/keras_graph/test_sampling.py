@@ -354,10 +354,11 @@ def test_images_for_a_model_that_takes_none_are_refused(plain, double, tmp_path)
         assert ".npz" in str(refusal(UsageError, model, tmp_path))
 
 
-def test_only_as_many_images_as_wanted_are_opened(image, tmp_path):
+def test_of_many_images_evenly_spaced_ones_are_opened_and_no_others(image, tmp_path):
     write_images(tmp_path)
-    (tmp_path / "z.png").write_bytes(b"damaged, and last")
-    assert sum(read_samples(image, tmp_path, limit=12).counts) == 12
+    (tmp_path / "class_0" / "000b.png").write_bytes(b"damaged, and the second of 21")
+    samples = read_samples(image, tmp_path, limit=8)
+    assert numbers(samples, "image") == [0, 1, 4, 7, 10, 13, 16, 19]
 
 
 # Text.
