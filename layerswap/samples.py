@@ -115,10 +115,7 @@ def from_elements(elements: Iterable[Any], inputs: Sequence[Input], limit: int =
     chunks: list[Arrays] = []
     count = 0
     for element in _guarded(elements, chunks):
-        arrays = _by_name(without_labels(element), inputs)
-        ranks = {entry.name: len(entry.shape) for entry in inputs}
-        if all(array.ndim == ranks[name] - 1 for name, array in arrays.items()):
-            arrays = {name: array[None] for name, array in arrays.items()}
+        arrays = _batch_of(element, inputs)
         room = limit - count
         room -= room % (_batch_size(inputs) or 1)  # a batch of fixed size stays whole
         if _size(arrays) and not room:
@@ -130,6 +127,27 @@ def from_elements(elements: Iterable[Any], inputs: Sequence[Input], limit: int =
         if count >= limit:
             break
     return _divide(chunks, inputs)
+
+
+def from_indexed(source: Any, inputs: Sequence[Input], limit: int = MOST) -> Samples:
+    """Samples from what has a length and gives single samples or batches by index.
+
+    Raises:
+        UsageError, LoadError: as `from_elements` says.
+    """
+    first = next(_guarded((source[i] for i in range(min(len(source), 1))), []), None)
+    size = 1 if first is None else max(_size(_batch_of(first, inputs)), 1)
+    chosen = spaced(len(source), -(-limit // size))
+    return from_elements((source[i] for i in chosen), inputs, limit)
+
+
+def _batch_of(element: Any, inputs: Sequence[Input]) -> dict[str, Array]:
+    """The arrays of an element by input; a single sample becomes a batch of one."""
+    arrays = _by_name(without_labels(element), inputs)
+    ranks = {entry.name: len(entry.shape) for entry in inputs}
+    if all(array.ndim == ranks[name] - 1 for name, array in arrays.items()):
+        arrays = {name: array[None] for name, array in arrays.items()}
+    return arrays
 
 
 def without_labels(element: Any) -> Any:

@@ -263,6 +263,6 @@ def test_an_output_that_is_not_finite_is_infinitely_wrong():
 
 def test_what_differs_between_features_hides_no_error():
     rng = np.random.default_rng(0)
-    before = rng.normal(0, 1, (50, 2)) + [1000, 0]
+    before = rng.normal([1000, 0], 1, (50, 2))
     after = before.mean(axis=0) + np.zeros_like(before)  # nothing of the input is left
     assert comparison.output_error([{"y": before}], [{"y": after}]) == pytest.approx(1)

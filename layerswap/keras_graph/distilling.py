@@ -59,6 +59,11 @@ def distill(work: Work, calibration: Calibration, steps: int, say: Say) -> Calib
     names = interface_of(work.source).outputs
     held_out = work.samples.held_out
     expected = [answer(work.source, batch, names) for batch in held_out]
+    if not any(array.dtype.kind not in "biuOSU" for array in expected[0].values()):
+        raise TransferError(
+            "the model can't be distilled: it has no floating-point output",
+            hint="Leave distill at 0.",
+        )
     probable = [name in probabilities(expected) for name in expected[0]]
     schedule = tf_keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     step = _make_step(work, _Scaled(work), tf_keras.optimizers.Adam(schedule), probable)

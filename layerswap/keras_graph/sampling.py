@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-import tf_keras
 
 from layerswap.errors import ExportError, LoadError, UsageError, reason_of
 from layerswap.keras_graph.running import input_dtypes, interface_of
@@ -19,6 +18,7 @@ from layerswap.samples import (
     Samples,
     from_arrays,
     from_elements,
+    from_indexed,
     read_arrays,
     spaced,
     without_labels,
@@ -51,10 +51,8 @@ def read_samples(model: Any, source: Any, limit: int = MOST) -> Samples:
     source = without_labels(source)
     if isinstance(source, list | Mapping) or hasattr(source, "__array__"):
         return from_arrays(source, inputs, limit)
-    if isinstance(source, tf_keras.utils.Sequence):
-        # Every element is a sample at least: no more of them are needed.
-        chosen = spaced(len(source), limit)
-        return from_elements((source[i] for i in chosen), inputs, limit)
+    if hasattr(source, "__getitem__") and not isinstance(source, type):
+        return from_indexed(source, inputs, limit)
     if not hasattr(source, "__iter__"):
         raise UsageError(
             f"samples can't be read from a {type(source).__name__}",
