@@ -118,3 +118,16 @@ def test_the_verdict_follows_from_the_outputs(error, agreement, verdict):
     found = advising.judge(made, layers, advising.advised_policy(made, layers), measured)
     assert (found.verdict, found.measured) == (verdict, True)
     assert f"{error:.3g}" in found.reason
+
+
+def test_what_a_pattern_set_goes_along_with_what_is_advised():
+    made = plan(swap("a/bn"), overrides={"a/*": {"epsilon": 0.5, "channels_per_group": 4}})
+    layers = advising.advise_layers(made, {}, calibration(fit("a/bn", 8, 0.4, {2: 0.05})))
+    policy = Policy(**advising.advised_policy(made, layers))
+    override = policy.overrides["a/bn"]
+    assert (override.groups, override.channels_per_group, override.epsilon) == (2, None, 0.5)
+
+
+def test_a_model_without_batchnorm_is_told_so():
+    advice = advising.judge(plan(), (), {}, None)
+    assert (advice.verdict, advice.reason) == ("keep", "there is no BatchNormalization")

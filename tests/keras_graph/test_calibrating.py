@@ -849,3 +849,53 @@ def test_a_model_without_an_output_to_compare_keeps_what_its_layers_gained():
     (fit,) = converted.calibration.layers
     assert fit.fit == "calibrated"
     assert "calibration-dropped" not in [f.code for f in converted.findings]
+
+
+class Counting(layers.Layer):
+    """Its state changes in every call."""
+
+    def build(self, shape):
+        self.calls = self.add_weight("calls", (), "int32", "zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1)
+        return x
+
+
+def test_state_that_calls_change_is_put_back():
+    model = on((4, 16), [Counting(name="count"), bn(name="norm"), layers.Dense(3)])
+    zoo.randomize(model)
+    model.get_layer("count").calls.assign(7)
+    converted = ls.swap(model, samples=draw(model), distill=2)
+    for each in (model, converted.model):
+        assert int(each.get_layer("count").calls) == 7
+
+
+def test_a_layer_whose_gamma_is_zero_is_not_wrong():
+    model = on((4, 16), bn(name="norm"))
+    norm = model.get_layer("norm")
+    norm.gamma.assign(np.zeros(16))
+    norm.beta.assign(np.linspace(0.1, 1.3, 16))
+    converted = ls.swap(model, samples=draw(model))
+    (fit,) = converted.calibration.layers
+    assert fit.error < 1e-3
+    assert "high-drift" not in {f.code for f in converted.findings}
+
+
+def test_what_the_samples_do_not_reach_is_said():
+    class Branching(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = bn(name="used"), bn(name="spare")
+
+        def call(self, x):
+            if x.shape[0] == 2:
+                self.spare(x)
+            return self.used(x)
+
+    model = Branching()
+    model(np.ones((2, 4, 16), "float32"))
+    converted = ls.swap(model, samples=np.random.default_rng(0).normal(size=(40, 4, 16)))
+    found_codes = {f.where for f in converted.findings if f.code == "not-calibrated"}
+    assert found_codes == {"spare"}
+    assert [fit.path for fit in converted.calibration.layers] == ["used"]

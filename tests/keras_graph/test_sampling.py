@@ -383,3 +383,18 @@ def test_sparse_elements_are_refused_by_their_class():
     model = tf_keras.Model(inputs, layers.Dense(2)(inputs))
     elements = [tf.sparse.from_dense(np.eye(16, dtype="float32"))] * 2
     assert "SparseTensor" in str(refusal(UsageError, model, iter(elements)))
+
+
+def test_batches_by_index_are_spread_over_all(plain):
+    class Loader:
+        """As PyTorch's map-style datasets: no iterator."""
+
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, index):
+            return np.full((8, *plain.input_shape[1:]), index, "float32"), "label"
+
+    samples = read_samples(plain, Loader(), limit=32)
+    seen = {float(v) for b in batches(samples) for a in b.values() for v in np.unique(a)}
+    assert seen == {0.0, 33.0, 66.0, 99.0}
