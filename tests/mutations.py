@@ -382,6 +382,44 @@ MUTATIONS = (
         ("keras_graph/tracing.py", "    return graph is _active.graph\n", "    return True\n"),
         at="tests/keras_graph/test_serving.py",
     ),
+    broken(
+        "a fit is kept whatever it does to held-out samples",
+        ("fitting.py", "        if error < best.error:\n", "        if True:\n"),
+        at="tests/test_fitting.py",
+    ),
+    broken(
+        "the mean taken from a layer's output isn't put back into its sums",
+        ("keras_graph/measuring.py", "        t=st + positions * offset,\n", "        t=st,\n"),
+        at="tests/keras_graph/test_calibrating.py",
+        only="chain",
+    ),
+    broken(
+        "a calibration that makes the outputs worse is kept",
+        ("keras_graph/calibrating.py", "    if not kept:\n", "    if False:\n"),
+        at="tests/keras_graph/test_calibrating.py",
+        only="taken_back",
+    ),
+    broken(
+        "distillation keeps its last state",
+        ("keras_graph/distilling.py", "        restore(work, best)\n", "        pass\n"),
+        at="tests/keras_graph/test_distilling.py",
+        only="no_worse",
+    ),
+    broken(
+        "samples are judged by samples that were fitted to",
+        ("samples.py", "permutation[border:]", "permutation[: count // 4]"),
+        at="tests/test_samples.py",
+    ),
+    broken(
+        "calls of the source change its state",
+        (
+            "keras_graph/weights.py",
+            "                variable.assign(bits)\n",
+            "                pass\n",
+        ),
+        at="tests/keras_graph/test_calibrating.py",
+        only="put_back",
+    ),
 )
 
 

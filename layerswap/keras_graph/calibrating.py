@@ -128,10 +128,10 @@ def calibrate(work: Work, say: Say) -> Calibration:
     """Sets γ, β and ε of the pairs' GroupNormalization layers.
 
     If the outputs on the held-out samples are nearer to the source's without the calibration,
-    all is as it was before; so it is after an exception.
+    all is as it was before.
 
     Args:
-        work: with the data-free fit in the target.
+        work: with the data-free fit in the target, a copy that nobody else has yet.
         say: called with "calibrate" and how many of how many steps are done.
 
     Raises:
@@ -139,15 +139,11 @@ def calibrate(work: Work, say: Say) -> Calibration:
             batch to batch.
     """
     states = {path: state_of(pair.after) for path, pair in work.pairs.items()}
-    try:
-        with _eager_functions():
-            calls, free = _count_calls(work)
-            shared = {path for path, count in calls.items() if count > 1}
-            fits = _fit_shared(work, shared, sum(calls.values()), say) if shared else {}
-            before, after = _fit_in_order(work, fits, sum(calls.values()), say)
-    except BaseException:
-        restore(work, states)
-        raise
+    with _eager_functions():
+        calls, free = _count_calls(work)
+        shared = {path for path, count in calls.items() if count > 1}
+        fits = _fit_shared(work, shared, sum(calls.values()), say) if shared else {}
+        before, after = _fit_in_order(work, fits, sum(calls.values()), say)
     error_match, error = output_error(before, free), output_error(before, after)
     kept = error <= error_match and math.isfinite(error)  # 0 and 0 where nothing can be compared
     if not kept:
