@@ -106,7 +106,7 @@ def _images(folder: Path, inputs: Sequence[Input], limit: int) -> Iterator[Array
     if not files:
         raise LoadError(f"holds no image ({', '.join(IMAGES)})", where=str(folder))
     if len(inputs) > 1 or len(inputs[0].shape) != 4:
-        raise UsageError("the model's input is no image: give the samples as .npz", where="")
+        raise UsageError("the model's input is no image", hint="Give the samples as .npz.")
     height, width, channels = inputs[0].shape[1:]
     for file in (files[i] for i in spaced(len(files), limit)):
         try:
