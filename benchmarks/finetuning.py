@@ -47,7 +47,7 @@ from accuracy import METHODS, MODELS, PAGE, SAMPLES, convert
 from networks import DEVELOPMENT_SEEDS, REPORTED_SEEDS, Array, Data, score, trained
 
 RECORDS = Path(__file__).parents[1] / "build" / "finetuning.jsonl"
-RATES = {"mlp": 1e-4, "conv1d": 3e-5, "depthwise": 1e-5}  # per input of a batch
+RATES = {"mlp": 1e-4, "conv1d": 3e-5, "depthwise": 3e-5}  # per input of a batch
 CANDIDATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 BATCHES = (1, 2, 4)
 MIDDLE = 2
