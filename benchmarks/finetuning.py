@@ -20,9 +20,9 @@ on two sets of data:
 
 by SGD with momentum 0.9 over the same 600 labelled inputs, once, in the same order and in the same
 batches for all starts. The learning rate is proportional to the batch size. Its rate per input is
-one for all starts of a network, that of the best mean end (or within 0.01 of it) over all starts,
-both sets of data, the middle batch size and `DEVELOPMENT_SEEDS`, not tuned for any one start;
-`--rates` runs these and prints the means.
+one for all starts of a network: by the rule, that of the best mean end over all starts, both sets
+of data, the middle batch size and `DEVELOPMENT_SEEDS`, not tuned for any one start; `--rates` runs
+these and prints the means. depthwise breaks the rule: see `docs/accuracy.md`.
 
 Held-out accuracy is measured before, after a third and after all of the inputs. A line of JSON for
 each run is appended to `build/finetuning.jsonl`; what stands there isn't run again, so an
