@@ -117,7 +117,6 @@ def advised_policy(plan: SwapPlan, layers: Sequence[LayerAdvice]) -> dict[str, A
 
 
 def judge(
-    plan: SwapPlan,
     layers: tuple[LayerAdvice, ...],
     policy: Mapping[str, Any],
     calibration: Calibration | None,
@@ -125,7 +124,6 @@ def judge(
     """The verdict on the whole model.
 
     Args:
-        plan: the one that the advice started from.
         layers: what was advised for each.
         policy: what does it.
         calibration: how good the model is when swapped as advised, where there are samples.

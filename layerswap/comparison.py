@@ -116,7 +116,7 @@ def compare_parity(
     for ours, theirs in zip(actual, expected, strict=True):
         for name, reference in theirs.items():
             absolute, scale = _difference(ours.get(name), reference)
-            allowed = tolerance if _is_inexact(reference) else _EXACT
+            allowed = tolerance if is_inexact(reference) else _EXACT
             max_absolute = max(max_absolute, absolute)
             max_relative = max(max_relative, _ratio(absolute, scale))
             strain = _ratio(absolute, allowed.absolute + allowed.relative * scale)
@@ -163,7 +163,7 @@ def measure_drift(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) 
             after = gn.get(name)
             if after is None or after.shape != before.shape:
                 raise ValueError(f"the GN model lacks output {name!r} of shape {before.shape}")
-            if not _is_inexact(before):
+            if not is_inexact(before):
                 continue
             before, after = _wide(before), _wide(after)
             compared += 1
@@ -204,7 +204,7 @@ def output_error(bn_outputs: Sequence[Outputs], gn_outputs: Sequence[Outputs]) -
     ratios = []
     probable = probabilities(bn_outputs)
     for name, first in bn_outputs[0].items():
-        if not _is_inexact(first):
+        if not is_inexact(first):
             continue
         before, after = (
             _features([batch[name] for batch in outputs], name in probable)
@@ -254,7 +254,7 @@ def _difference(actual: Array | None, expected: Array) -> tuple[float, float]:
     if actual is None or np.shape(actual) != np.shape(expected):
         return math.inf, 0.0
     ours, theirs = _wide(actual), _wide(expected)
-    if not _is_inexact(expected) and not _is_inexact(actual):
+    if not is_inexact(expected) and not is_inexact(actual):
         # float64 can't tell integers above 2⁵³ apart: unequal ones differ by 1 at least.
         unequal = np.not_equal(actual, expected)
         return _largest(np.maximum(np.abs(ours - theirs), 1.0) * unequal), _largest(theirs)
@@ -267,7 +267,8 @@ def _wide(array: Array) -> Array:
     return np.asarray(array, np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
-def _is_inexact(array: Array) -> bool:
+def is_inexact(array: Array) -> bool:
+    """Whether an output is floating point or complex: no integer, bool or text."""
     return np.asarray(array).dtype.kind not in "biuOSU"  # bfloat16 is of kind V
 
 

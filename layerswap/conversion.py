@@ -121,7 +121,7 @@ def advise(
         if [swap.groups for swap in again.swaps] != [swap.groups for swap in tried.swaps]:
             converted = swap_calibrated(model, again, statistics, given, 0, say)
             calibration, findings = converted.calibration, converted.findings
-    advice = advising.judge(made, layers, wanted, calibration)
+    advice = advising.judge(layers, wanted, calibration)
     return Report(
         "advise", source, advice=advice, calibration=calibration, findings=(*made.notes, *findings)
     )

@@ -88,7 +88,7 @@ def test_what_is_not_swapped_is_kept_with_the_reason():
     assert "renorms" in odd.reason
     policy = advising.advised_policy(made, (left, odd))
     assert policy["exclude"] == ["left", "odd"]
-    assert advising.judge(made, (left, odd), policy, None).verdict == "keep"
+    assert advising.judge((left, odd), policy, None).verdict == "keep"
 
 
 def test_the_policy_changes_only_what_differs_and_goes_before_the_plan_s_own():
@@ -115,7 +115,7 @@ def test_the_verdict_follows_from_the_outputs(error, agreement, verdict):
     made = plan(swap("bn"))
     measured = calibration(fit("bn", 8, 0.05, {}), error=error, agreement=agreement)
     layers = advising.advise_layers(made, {}, measured)
-    found = advising.judge(made, layers, advising.advised_policy(made, layers), measured)
+    found = advising.judge(layers, advising.advised_policy(made, layers), measured)
     assert (found.verdict, found.measured) == (verdict, True)
     assert f"{error:.3g}" in found.reason
 
@@ -129,5 +129,5 @@ def test_what_a_pattern_set_goes_along_with_what_is_advised():
 
 
 def test_a_model_without_batchnorm_is_told_so():
-    advice = advising.judge(plan(), (), {}, None)
+    advice = advising.judge((), {}, None)
     assert (advice.verdict, advice.reason) == ("keep", "there is no BatchNormalization")

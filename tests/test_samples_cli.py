@@ -16,8 +16,10 @@ import pytest
 import tf_keras
 
 from layerswap.__main__ import run
+from layerswap.cli.converting import convert
 from layerswap.cli.reporting import Output
 from layerswap.records import Report, from_json
+from layerswap.samples import MOST
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 MODULE = """
@@ -109,6 +111,11 @@ def test_a_function_of_a_module_gives_the_samples(command, here):
     assert found.calibration.samples == 24
     few = [finding for finding in found.findings if finding.code == "few-samples"]
     assert "32 samples" in few[0].message
+
+
+def test_the_default_of_max_samples_is_the_library_s():
+    (option,) = [parameter for parameter in convert.params if parameter.name == "max_samples"]
+    assert option.default == MOST
 
 
 def test_max_samples_bounds_them(command):

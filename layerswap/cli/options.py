@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -199,7 +199,9 @@ sample_options = _grouped(
         help="Unlabelled inputs to calibrate with: .npy, .npz, a folder of images, or a function "
         "that gives a dataset (imported, so its module's code runs).",
     ),
-    click.option("--max-samples", type=int, default=256, show_default=True, help="Of these."),
+    click.option(
+        "--max-samples", type=int, default=256, show_default=True, help="How many to use at most."
+    ),
 )
 
 distill_option = click.option(
@@ -269,12 +271,9 @@ def import_object(option: str, text: str) -> Any:
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
-        value: Any = importlib.import_module(module)
-        for part in name.split("."):
-            value = getattr(value, part)
+        return pkgutil.resolve_name(text)
     except Exception as error:  # whatever the user's module raises
         raise UsageError(
             f"{option} {text}: {type(error).__name__}: {error}",
             hint="The module is looked for in the current folder and on PYTHONPATH.",
         ) from error
-    return value

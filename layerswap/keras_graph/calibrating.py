@@ -65,10 +65,14 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """Two models, the layers to fit by path, the samples, and whether to try other groups."""
+    """Two models, the names of their outputs, the layers to fit by path, and the samples.
+
+    `alternatives` says whether to try other numbers of groups, too.
+    """
 
     source: Any
     target: Any
+    outputs: tuple[str, ...]
     pairs: Mapping[str, Pair]
     samples: Samples
     alternatives: bool = False
@@ -80,10 +84,9 @@ class Work:
 
     def side(self, model: Any, batches: Sequence[Arrays]) -> Side:
         """One of the two models on batches, pausing at its layers of the pairs."""
-        names = interface_of(self.source).outputs
         original = model is self.source
         return Side(
-            [partial(answer, model, batch, names) for batch in batches],
+            [partial(answer, model, batch, self.outputs) for batch in batches],
             {path: p.before if original else p.after for path, p in self.pairs.items()},
         )
 
@@ -121,7 +124,8 @@ def prepare(
             "there is nothing to fit to the samples: no layer is swapped with weights='match'",
             where=plan.source,
         )
-    return Work(source, target, pairs, samples, alternatives)
+    outputs = interface_of(source).outputs
+    return Work(source, target, outputs, pairs, samples, alternatives)
 
 
 def calibrate(work: Work, say: Say) -> Calibration:

@@ -17,13 +17,14 @@ import tf_keras
 from layerswap.comparison import (
     LEAST_PROBABILITY,
     Outputs,
+    is_inexact,
     measure_drift,
     output_error,
     probabilities,
 )
 from layerswap.errors import TransferError, reason_of
 from layerswap.keras_graph.calibrating import Say, Work, restore, state_of
-from layerswap.keras_graph.running import answer, interface_of, pack_inputs
+from layerswap.keras_graph.running import answer, pack_inputs
 from layerswap.keras_graph.serving import affine_group_norm
 from layerswap.keras_graph.tracing import begin, groupnorm_call
 from layerswap.records import Array, Calibration
@@ -56,10 +57,10 @@ def distill(work: Work, calibration: Calibration, steps: int, say: Say) -> Calib
     Raises:
         TransferError: the model can't be differentiated.
     """
-    names = interface_of(work.source).outputs
+    names = work.outputs
     held_out = work.samples.held_out
     expected = [answer(work.source, batch, names) for batch in held_out]
-    if not any(array.dtype.kind not in "biuOSU" for array in expected[0].values()):
+    if not any(is_inexact(array) for array in expected[0].values()):
         raise TransferError(
             "the model can't be distilled: it has no floating-point output",
             hint="Leave distill at 0.",
