@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from layerswap.records import Calibration, Finding, LayerFit
 
-# Beyond these the moving statistics aren't those of the samples. Batches of 32 from a converged
-# model's own data stay within a quarter of them.
+# Beyond these, in standard deviations and as a factor, the moving statistics aren't taken for those
+# of the samples: a judgement.
 FAR_MEAN, FAR_VARIANCE = 0.5, 2.0
 # A share of its output's variance that a layer gets wrong, from which on it is named.
 HIGH_ERROR = 0.25
@@ -30,6 +30,7 @@ def find_problems(calibration: Calibration, paths: Iterable[str] = ()) -> Iterat
             path,
             "the samples don't reach it, or it is called within a graph that can't be run line by "
             "line: it has the data-free fit",
+            "Give samples that reach it, or call it outside of such a graph.",
         )
     first = layers[0] if layers else None
     if first is not None and _is_far(first):
@@ -69,7 +70,14 @@ def find_problems(calibration: Calibration, paths: Iterable[str] = ()) -> Iterat
                 "Take fewer groups, or exclude the layer.",
             )
         if layer.note:
-            yield Finding("fit-refused", "warning", layer.path, layer.note)
+            yield Finding(
+                "fit-refused",
+                "warning",
+                layer.path,
+                layer.note,
+                "It keeps the data-free fit. A constraint goes with gamma_constraint='none' or "
+                "beta_constraint='none'.",
+            )
     if layers and not calibration.kept:
         yield Finding(
             "calibration-dropped",
