@@ -445,14 +445,27 @@ class Artifact:
 class LayerRecord:
     """A normalization layer, or an operator of a graph, and where it is.
 
-    `module` is empty where the file doesn't say; `parents` are the classes of what holds it, the
-    model first.
+    Whatever the file doesn't say is None, or empty.
+
+    Attributes:
+        path: the layer's, or the node's; unique within the file.
+        class_name: the layer's class, or the operator.
+        module: of the class, or the domain of the operator.
+        parents: the classes of what holds it, the model first.
+        channels, groups, elements, epsilon: of a GroupNormalization, however it is spelled;
+            `elements` are those of a group in one sample.
+        dtype: what it computes in.
     """
 
     path: str
     class_name: str
     module: str
     parents: tuple[str, ...]
+    channels: int | None = None
+    groups: int | None = None
+    elements: int | None = None
+    epsilon: float | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +475,30 @@ class Checked:
     source: str
     examined: int
     layers: tuple[LayerRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing in which two files differ.
+
+    Attributes:
+        code: a rule's, LS901 and up.
+        where: the layer, node, tensor, input or field concerned.
+        message: what differs, in words.
+        before, after: the first's and the second's, as text; None where it has none.
+        norms: of weights: `before` and `after`, their Euclidean norms; `difference`, that of the
+            difference; `relative`, that over the first's; `largest`, the largest absolute
+            difference.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+
+    code: str
+    where: str
+    message: str
+    before: str | None = None
+    after: str | None = None
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +520,7 @@ class Report:
     findings: tuple[Finding, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     checked: tuple[Checked, ...] = ()
+    differences: tuple[Difference, ...] = ()
     schema: int = SCHEMA_VERSION
 
     @property
