@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerswap.conversion import advise as advise
-    from layerswap.conversion import check as check
     from layerswap.conversion import convert as convert
+    from layerswap.criteria import Criteria as Criteria
     from layerswap.errors import LayerswapError as LayerswapError
     from layerswap.exporting import Converted as Converted
     from layerswap.exporting import export as export
+    from layerswap.linting import check as check
     from layerswap.policy import Policy as Policy
     from layerswap.records import Report as Report
     from layerswap.swapping import calibrate as calibrate
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Converted": "layerswap.exporting",
+    "Criteria": "layerswap.criteria",
     "LayerswapError": "layerswap.errors",
     "Policy": "layerswap.policy",
     "Report": "layerswap.records",
     "advise": "layerswap.conversion",
     "calibrate": "layerswap.swapping",
-    "check": "layerswap.conversion",
+    "check": "layerswap.linting",
     "convert": "layerswap.conversion",
     "export": "layerswap.exporting",
     "load": "layerswap.swapping",

@@ -1,27 +1,34 @@
-"""Judges files by what is in them, without TensorFlow and without running them."""
+"""Judges one file by what is in it, without TensorFlow and without running it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from layerswap import catalog
 from layerswap.atomic import StrPath
 from layerswap.config_files import check_config_file
-from layerswap.errors import LayerswapError
+from layerswap.criteria import Criteria
+from layerswap.errors import LoadError
+from layerswap.keras_weights import is_gamma, is_kernel, names_of, open_weights, read_weight
+from layerswap.layer_rules import judge_layer
 from layerswap.records import Checked, Finding, Report
 
 
-def check_file(path: StrPath) -> Report:
-    """Looks for BatchNormalization in a file, without loading the model.
+def check_file(path: StrPath, criteria: Criteria, proof: Iterable[Finding] = ()) -> Report:
+    """Applies every rule that is asked for to a file, without loading the model.
 
     Args:
         path: a `.keras`, `.h5`, `.hdf5` or `.onnx` file, or a SavedModel folder.
+        criteria: what it is judged by; overrides for its path are applied already.
+        proof: what running it showed.
 
     Returns:
-        Every normalization layer, and a finding for each that is a BatchNormalization or that
-        the file says too little about.
+        Every normalization layer, and what there is to say.
 
     Raises:
         LoadError: it can't be read as a model.
@@ -29,8 +36,13 @@ def check_file(path: StrPath) -> Report:
     if is_onnx(path):
         from layerswap.onnx_graph.lint import check_onnx_file
 
-        return checked_report(*check_onnx_file(path))
-    return checked_report(*check_config_file(path))
+        checked, findings = check_onnx_file(path, criteria)
+    else:
+        checked, findings = check_config_file(path)
+        findings += [f for layer in checked.layers for f in judge_layer(layer, criteria)]
+        if criteria.weights:
+            findings += judge_weights(Path(path))
+    return checked_report(checked, [*findings, *proof], criteria)
 
 
 def is_onnx(path: StrPath) -> bool:
@@ -38,17 +50,58 @@ def is_onnx(path: StrPath) -> bool:
     return Path(path).suffix == ".onnx" and not Path(path).is_dir()
 
 
-def checked_report(checked: Checked, findings: Iterable[Finding]) -> Report:
-    """The report on one file."""
-    own = tuple(replace(finding, file=checked.source) for finding in findings)
+def judge_weights(path: Path) -> Iterator[Finding]:
+    """NaN, infinity, kernels and γ that are all zero in a Keras file: LS601 to LS603."""
+    if path.is_dir():
+        yield catalog.find("nonfinite-weights").finding(
+            "",
+            "the weights of a SavedModel can't be read without TensorFlow",
+            "Save the model as .keras or .h5 to have them looked at, or ignore LS601.",
+            severity="undetermined",
+        )
+        return
+    with open_weights(path) as file:
+        names = names_of(file)
+        for name in names:
+            values = read_weight(file, name)
+            if values is None or not values.size:
+                continue
+            bad = int(np.count_nonzero(~np.isfinite(values)))
+            if bad:
+                yield catalog.find("nonfinite-weights").finding(
+                    name, f"{bad} of its {values.size} values are NaN or infinite"
+                )
+            folder = name.rpartition("/")[0]
+            siblings = sum(other.rpartition("/")[0] == folder for other in names)
+            if np.any(values):
+                continue
+            if is_gamma(name, siblings):
+                yield catalog.find("zero-gamma").finding(name, f"all {values.size} values are 0")
+            elif is_kernel(name, values.ndim):
+                yield catalog.find("zero-weights").finding(name, f"all {values.size} values are 0")
+
+
+def checked_report(checked: Checked, findings: Iterable[Finding], criteria: Criteria) -> Report:
+    """The report on one file: of the findings those that are asked for, as severe as asked for."""
+    kind = "onnx" if is_onnx(checked.source) else "keras"
+    rules = tuple(r.code for r in catalog.RULES if kind in r.kinds and criteria.applies(r.code))
+    own = tuple(
+        replace(
+            finding,
+            file=checked.source,
+            severity=criteria.severity_of(finding.code) or finding.severity,
+        )
+        for finding in findings
+        if criteria.applies(finding.code)
+    )
+    checked = replace(checked, rules=rules)
     return Report("check", checked.source, findings=own, checked=(checked,))
 
 
-def unreadable_report(path: StrPath, error: LayerswapError) -> Report:
+def unreadable_report(path: StrPath, error: LoadError, criteria: Criteria) -> Report:
     """The report on a file that can't be read: nobody knows what is in it."""
-    source = os.fspath(path)
-    finding = Finding(error.code, "undetermined", "", error.message, error.hint)
-    return checked_report(Checked(source, 0), [finding])
+    finding = catalog.find("unreadable").finding("", error.message, error.hint)
+    return checked_report(Checked(os.fspath(path), 0), [finding], criteria)
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:

@@ -6,13 +6,15 @@ tf_keras only where tf_keras itself would take it for that.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from layerswap import catalog
 from layerswap.errors import LoadError
 from layerswap.keras_files import SavedNode, inner_config, read_config, runs_code, saved_nodes
 from layerswap.records import Checked, Finding, LayerRecord
@@ -63,12 +65,8 @@ def check_config_file(path: str | os.PathLike[str]) -> tuple[Checked, list[Findi
 
 def batchnorm_left(record: LayerRecord) -> Finding:
     """The finding that a layer is a BatchNormalization."""
-    return Finding(
-        "batchnorm-left",
-        "error",
-        record.path,
-        f"is a {record.class_name} in {' › '.join(record.parents)}",
-        "layerswap plan shows whether it can be swapped, layerswap convert swaps it.",
+    return catalog.find("batchnorm-left").finding(
+        record.path, f"is a {record.class_name} in {' › '.join(record.parents)}"
     )
 
 
@@ -77,18 +75,41 @@ def batchnorm_operation(record: LayerRecord, config: Mapping[str, Any]) -> Findi
     function = _operation(record.class_name, config)
     if not _BATCHNORM_OP.search(function):
         return None
-    return Finding(
-        "batchnorm-op",
-        "error",
-        record.path,
-        f"calls the TensorFlow function {function}",
-        "It is no layer and can't be swapped: replace the call in the model's code.",
+    return catalog.find("batchnorm-op").finding(
+        record.path, f"calls the TensorFlow function {function}"
     )
 
 
-def undetermined(code: str, where: str, message: str, hint: str = "") -> Finding:
-    """A finding that keeps the answer open."""
-    return Finding(code, "undetermined", where, message, hint)
+def described(record: LayerRecord, config: Mapping[str, Any], shape: Any = None) -> LayerRecord:
+    """The record with what the configuration of a GroupNormalization says of its groups.
+
+    Args:
+        record: where the layer is.
+        config: what its `get_config` gave.
+        shape: of its input, batch first, None where an axis is open; None where it isn't known.
+    """
+    epsilon, dtype = config.get("epsilon"), config.get("dtype")
+    policy = inner_config(dtype).get("name") if isinstance(dtype, Mapping) else dtype
+    record = replace(
+        record,
+        epsilon=float(epsilon) if isinstance(epsilon, int | float) else None,
+        dtype=str(policy or "").removeprefix("mixed_"),
+    )
+    groups, axis = config.get("groups"), config.get("axis", -1)
+    if record.class_name != "GroupNormalization" or not isinstance(groups, int):
+        return record
+    axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
+    sizes = shape if isinstance(shape, list | tuple) else ()
+    channels = elements = None
+    if isinstance(axis, int) and -len(sizes) <= axis < len(sizes):
+        axis %= len(sizes)
+        channels = sizes[axis] if isinstance(sizes[axis], int) else None
+        others = [size for index, size in enumerate(sizes) if index not in (0, axis)]
+        if channels and all(isinstance(size, int) for size in others):
+            elements = channels * math.prod(others) // (channels if groups == -1 else groups or 1)
+    if groups == -1:
+        return replace(record, channels=channels, groups=channels, elements=elements)
+    return replace(record, channels=channels, groups=max(groups, 0) or None, elements=elements)
 
 
 def _operation(class_name: str, config: Mapping[str, Any]) -> str:
@@ -120,14 +141,8 @@ class _Item:
 
     def findings(self) -> Iterator[Finding]:
         if self.foreign:
-            code = "custom-code" if self.foreign.startswith("runs") else "custom-class"
-            yield undetermined(
-                code,
-                self.record.path,
-                self.foreign,
-                "To decide: --load (load=True in Python), with --custom-objects for classes of "
-                "your own and --unsafe for code in a file that you trust.",
-            )
+            name = "custom-code" if self.foreign.startswith("runs") else "custom-class"
+            yield catalog.find(name).finding(self.record.path, self.foreign)
         elif self.record.class_name in BATCHNORM:
             yield batchnorm_left(self.record)
         if (finding := batchnorm_operation(self.record, self.config)) is not None:
@@ -210,7 +225,14 @@ class _Walk:
         record = LayerRecord(
             unique, str(item["class_name"]), str(item.get("module") or ""), parents
         )
-        self.items.append(_Item(record, inner_config(item), reason))
+        config = inner_config(item)
+        built = item.get("build_config")
+        shape = built.get("input_shape") if isinstance(built, Mapping) else None
+        if shape is None:  # how a SavedModel says it
+            shape = item.get("build_input_shape")
+        if isinstance(shape, Mapping):  # a TensorShape, written down
+            shape = shape.get("items")
+        self.items.append(_Item(described(record, config, shape), config, reason))
         return unique
 
     def _parts(self, item: Mapping[str, Any], path: str, parents: tuple[str, ...]) -> None:

@@ -30,48 +30,7 @@ from layerswap.swapping import (
     swap_matched,
 )
 
-__all__ = ["advise", "check", "convert", "load", "plan", "report_export"]
-
-
-def check(
-    path: StrPath,
-    load: bool = False,
-    custom_objects: Mapping[str, Any] | None = None,
-    unsafe: bool = False,
-) -> Report:
-    """Says whether a BatchNormalization is left in a file, and lists its normalization layers.
-
-    Without `load`, TensorFlow isn't needed: what tf_keras would build is read from the file's
-    configuration. What that doesn't tell, such as a class of the user's own, is a finding of the
-    severity `undetermined`.
-
-    Args:
-        path: a `.keras` or `.h5` file, a SavedModel folder or an `.onnx` file.
-        load: load the model and look at its live layers; an `.onnx` file needs no loading.
-        custom_objects, unsafe: as for `load`.
-
-    Returns:
-        A report: its `ok` is True only where it is certain that none is left, its `exit_code` 0
-        then, 1 if one is left, 3 if that is undetermined.
-
-    Raises:
-        LoadError: it can't be read as a model.
-        MissingExtraError: `load` without tensorflow or tf_keras.
-        UsageError: what only a load can use is given without `load`.
-    """
-    from layerswap import checking
-
-    if not load and (custom_objects or unsafe):
-        raise UsageError(
-            "custom objects and unsafe matter only to a model that is loaded",
-            hint="Add --load on the command line, load=True in Python.",
-        )
-    if not load or checking.is_onnx(path):
-        return checking.check_file(path)
-    model, source = as_model(path, custom_objects=custom_objects, unsafe=unsafe)
-    from layerswap.keras_graph import listing
-
-    return checking.checked_report(*listing.check_model(model, source))
+__all__ = ["advise", "convert", "load", "plan", "report_export"]
 
 
 def advise(

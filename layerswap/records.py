@@ -448,7 +448,7 @@ class LayerRecord:
     Whatever the file doesn't say is None, or empty.
 
     Attributes:
-        path: the layer's, or the node's; unique within the file.
+        path: the layer's, or the node's.
         class_name: the layer's class, or the operator.
         module: of the class, or the domain of the operator.
         parents: the classes of what holds it, the model first.
@@ -470,11 +470,15 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One file that `check` looked at: how many layers, and the normalization layers in it."""
+    """One file that `check` looked at: how many layers, and the normalization layers in it.
+
+    `rules` are the codes of the rules that were applied.
+    """
 
     source: str
     examined: int
     layers: tuple[LayerRecord, ...] = ()
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

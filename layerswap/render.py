@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from layerswap import catalog
 from layerswap.records import (
     Advice,
     Artifact,
@@ -15,6 +17,7 @@ from layerswap.records import (
     Checked,
     Decision,
     Finding,
+    LayerRecord,
     Parity,
     Refusal,
     Report,
@@ -25,6 +28,8 @@ from layerswap.records import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+# The rules by which a BatchNormalization is certain.
+_BATCHNORM = frozenset({"LS101", "LS102"})
 # Wide enough for the plan's columns where there is no terminal to fit into.
 FILE_WIDTH = 160
 
@@ -47,7 +52,7 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
         parts.append(_plan_summary(report.plan))
     for checked in report.checked:
         own = [finding for finding in report.findings if finding.file == checked.source]
-        parts += _checked(checked, own, width)
+        parts += _checked(checked, own, width, alone=len(report.checked) == 1)
     if not report.checked:
         # A plan's remarks are many, and in its JSON; those of later stages are few.
         planned = report.plan.notes if report.plan else ()
@@ -221,29 +226,45 @@ def _plan_summary(plan: SwapPlan) -> str:
     return f"{plan.source}: {len(plan.decisions)} BatchNormalization layers: {counts}"
 
 
-def _checked(checked: Checked, findings: Sequence[Finding], width: int | None) -> list[str]:
-    """The normalization layers of a file, a line per finding, each hint once, and the verdict."""
-    rows = [(x.path, x.class_name, " › ".join(x.parents)) for x in checked.layers]
-    lines = [_table(("layer", "class", "inside"), rows, width)] if rows else []
+def _checked(
+    checked: Checked, findings: Sequence[Finding], width: int | None, *, alone: bool
+) -> list[str]:
+    """The normalization layers of a file, a line per finding, each hint once, and the verdict.
+
+    Of several files the layers are left out.
+    """
+    lines = []
+    if alone and checked.layers:
+        head = ("layer", "class", "groups", "channels", "inside")
+        lines.append(_table(head, [_layer_row(layer) for layer in checked.layers], width))
     for finding in findings:
-        where = f" {finding.where}" if finding.where else ""
-        lines.append(f"{finding.severity} [{finding.code}]{where}: {finding.message}")
+        where = f" {finding.where}:" if finding.where else ""
+        name = catalog.find(finding.code).name
+        lines.append(
+            f"{checked.source}:{where} {finding.severity} {finding.code} [{name}] {finding.message}"
+        )
     lines += [f"hint: {hint}" for hint in dict.fromkeys(f.hint for f in findings if f.hint)]
-    left = sum(finding.severity == "error" for finding in findings)
-    open_ = sum(finding.severity == "undetermined" for finding in findings)
-    looked = f"{checked.examined} layers looked at, {len(checked.layers)} of them normalize"
+    left = sum(finding.code in _BATCHNORM for finding in findings)
+    counts = Counter(finding.severity for finding in findings)
+    verdicts = [f"{count} {severity}" for severity, count in counts.items()]
     if left:
-        verdict = f"{left} BatchNormalization left{f', {open_} undetermined' if open_ else ''}"
-    elif open_:
-        verdict = "undetermined whether a BatchNormalization is left"
-    else:
-        verdict = "no BatchNormalization is left"
-        if any(layer.class_name == "BatchNormalization" for layer in checked.layers):
+        verdicts.insert(0, f"{left} BatchNormalization left")
+    elif counts["undetermined"]:
+        verdicts.insert(0, "undetermined whether a BatchNormalization is left")
+    elif _BATCHNORM & set(checked.rules):
+        verdicts.insert(0, "no BatchNormalization is left")
+        if alone and any(layer.class_name == "BatchNormalization" for layer in checked.layers):
             lines.append(
-                "Each BatchNormalization operator listed is the affine of a GroupNormalization: "
-                "with mean 0, variance 1 and epsilon 0 it multiplies by γ and adds β, no more."
+                "Each BatchNormalization operator listed is an affine: with mean 0, variance 1 and "
+                "epsilon 0 it multiplies by γ and adds β, no more."
             )
-    return [*lines, f"{checked.source}: {verdict}; {looked}"]
+    looked = f"{checked.examined} layers looked at, {len(checked.layers)} of them normalize"
+    return [*lines, f"{checked.source}: {', '.join(verdicts)}; {looked}"]
+
+
+def _layer_row(layer: LayerRecord) -> Sequence[str]:
+    sizes = ("" if size is None else str(size) for size in (layer.groups, layer.channels))
+    return (layer.path, layer.class_name, *sizes, " › ".join(layer.parents))
 
 
 def _findings(findings: Sequence[Finding], by_message: bool = False) -> list[str]:

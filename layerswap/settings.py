@@ -1,4 +1,4 @@
-"""The policy from files and the command line: `layerswap.toml`, `[tool.layerswap]`, options."""
+"""Policy and criteria: from `layerswap.toml` or `[tool.layerswap]`, and from options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from layerswap.errors import LoadError, PolicyError
+from layerswap.criteria import Criteria
+from layerswap.errors import LoadError, PolicyError, UsageError
 from layerswap.policy import Policy
 
 if sys.version_info >= (3, 11):
@@ -18,6 +19,10 @@ else:
 
 OWN_FILE = "layerswap.toml"
 SHARED_FILE = "pyproject.toml"
+# The table of what `check` judges by; all else is the policy.
+CHECK = "check"
+# Fields of a policy that say how many groups there shall be.
+_GROUPS = frozenset({"groups", "channels_per_group", "overrides"})
 # Two ways to say the same: the higher layer's replaces the lower one's.
 _SIZES = ("groups", "channels_per_group")
 
@@ -35,13 +40,36 @@ def read_policy(options: Mapping[str, Any], config: str | None, folder: Path) ->
         LoadError: a file can't be read or isn't TOML.
     """
     fields: dict[str, Any] = {}
-    named = {} if config is None else _read(Path(config))
-    for layer in (_discover(folder), named, options):
+    for tables in (*_layers(config, folder), options):
+        layer = {name: value for name, value in tables.items() if name != CHECK}
         if any(size in layer for size in _SIZES):
             for size in _SIZES:
                 fields.pop(size, None)
         fields |= layer
     return Policy(**fields)
+
+
+def read_criteria(options: Mapping[str, Any], config: str | None, folder: Path) -> Criteria:
+    """What `check` judges by: the options over the table `check` of the files, as in `read_policy`.
+
+    Groups are compared with a policy only where the options or the files say something of groups.
+
+    Args:
+        options: fields of `Criteria` that the command line sets, and of `Policy`.
+        config, folder: as for `read_policy`.
+
+    Raises:
+        UsageError: a field is unknown or its value is wrong, or there is no such rule.
+        LoadError: a file can't be read or isn't TOML.
+    """
+    ours = {n: v for n, v in options.items() if n in Criteria.model_fields}
+    policy = read_policy({n: v for n, v in options.items() if n not in ours}, config, folder)
+    fields: dict[str, Any] = {}
+    for layer in _layers(config, folder):
+        fields |= layer.get(CHECK, {})
+    if _GROUPS & policy.model_fields_set:
+        fields["policy"] = policy
+    return Criteria(**{**fields, **ours})
 
 
 def parse_value(text: str) -> Any:
@@ -70,6 +98,11 @@ def parse_overrides(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return overrides
 
 
+def _layers(config: str | None, folder: Path) -> list[dict[str, Any]]:
+    """The tables of the discovered file and of the named one, which wins."""
+    return [_discover(folder), {} if config is None else _read(Path(config))]
+
+
 def _discover(folder: Path) -> dict[str, Any]:
     for name in (OWN_FILE, SHARED_FILE):
         if (folder / name).is_file():
@@ -89,9 +122,15 @@ def _read(path: Path) -> dict[str, Any]:
             tables = tables.get(name, {})
             if not isinstance(tables, dict):
                 raise PolicyError(f"{name} is not a table", where=str(path))
+    check = tables.get(CHECK, {})
+    if not isinstance(check, dict):
+        raise PolicyError(f"{CHECK} is not a table", where=str(path))
+    if "policy" in check:
+        raise PolicyError("the policy is what stands outside the table 'check'", where=str(path))
     try:
-        Policy(**tables)
-    except PolicyError as error:
+        Policy(**{name: value for name, value in tables.items() if name != CHECK})
+        Criteria(**check)
+    except UsageError as error:
         error.where = str(path)
         raise
     return tables

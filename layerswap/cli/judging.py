@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from layerswap.cli.options import Loading, load_options, report_options
+from layerswap.cli.options import Loading, criteria_options, load_options, report_options
 from layerswap.cli.reporting import Output
 from layerswap.runtimes import ALL, RUNTIMES
+
+if TYPE_CHECKING:
+    from layerswap.criteria import Criteria
+
+# From here on checking files takes long enough to say how far it is.
+MANY = 100
 
 
 @click.command()
@@ -46,18 +54,27 @@ def verify(
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@criteria_options
 @click.option("--load", is_flag=True, help="Load Keras models, to decide what files don't say.")
 @load_options
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes. Default: as many as pay off.")
 @report_options
-def check(files: tuple[str, ...], load: bool, loading: Loading, output: Output) -> int:
-    """Prove that no BatchNormalization is left in each FILE (.keras, .h5, SavedModel or .onnx).
+def check(
+    files: tuple[str, ...],
+    load: bool,
+    jobs: int | None,
+    criteria: Criteria,
+    loading: Loading,
+    output: Output,
+) -> int:
+    """Judge each FILE (.keras, .h5, SavedModel or .onnx): is a BatchNormalization left, are the
+    groups legal, the operators standard, the numbers safe?
 
-    Needs no TensorFlow without --load. Exit code 1: one is left in a file; else 3: a file can't
-    be read, or holds something outside tf_keras that the file alone doesn't explain; else 0.
+    `layerswap rule` lists all rules. Needs no TensorFlow without --load. Exit code 1: a finding is
+    an error; else 3: a file can't be read, or something isn't known; else 0.
     """
     output.check(*files)
-    from layerswap import checking, conversion
-    from layerswap.errors import LoadError
+    from layerswap import linting
 
     if load:
         from layerswap import exporting
@@ -65,15 +82,14 @@ def check(files: tuple[str, ...], load: bool, loading: Loading, output: Output) 
 
         exporting.require_keras()
         start_tensorflow()
-    known = loading.fields()
-    reports = []
-    with output.progress() as say:
-        for file in dict.fromkeys(files):
-            if load:
-                say(f"check {file}")
-            try:
-                report = conversion.check(file, load, **known)
-            except LoadError as error:
-                report = checking.unreadable_report(file, error)
-            reports.append(report)
-    return output.finish(checking.merge_reports(reports))
+    long = load or bool(criteria.runtime) or len(files) > MANY
+    with output.progress(long) as say:
+        report = linting.check_files(
+            list(dict.fromkeys(files)),
+            criteria,
+            jobs=jobs,
+            progress=say,
+            load=load,
+            **loading.fields(),
+        )
+    return output.finish(report)

@@ -18,6 +18,7 @@ from layerswap.cli.reporting import Output
 from layerswap.errors import UsageError
 
 if TYPE_CHECKING:
+    from layerswap.criteria import Criteria
     from layerswap.policy import Policy
 
 Command = Callable[..., Any]
@@ -97,6 +98,71 @@ policy_options = _grouped(
         help="Other fields for some paths; the first match applies.",
     ),
     click.option("--weights", metavar="match|copy|reset", help="How γ and β are computed."),
+    click.option("--config", metavar="FILE", help="TOML with these fields; options win over it."),
+)
+
+
+def _read_criteria(config: str | None, **values: Any) -> Criteria:
+    """Options that were given; `Criteria` and `Policy` validate them."""
+    from layerswap import settings
+
+    options: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "severity":
+            options |= {name: dict(_parse_severity(text) for text in value)} if value else {}
+        elif isinstance(value, tuple | bool):
+            options |= {name: value} if value else {}
+        elif value is not None:
+            options[name] = settings.parse_value(value) if isinstance(value, str) else value
+    return settings.read_criteria(options, config, Path.cwd())
+
+
+def _parse_severity(text: str) -> tuple[str, str]:
+    code, sign, severity = text.partition("=")
+    if not sign:
+        raise UsageError(
+            f"--severity {text}: expected CODE=SEVERITY", hint="For example: --severity LS204=error"
+        )
+    return code.strip(), severity.strip()
+
+
+criteria_options = _grouped(
+    "criteria",
+    _read_criteria,
+    click.option(
+        "--select", multiple=True, metavar="CODE,...", help="Only these rules: LS201, LS2, ALL."
+    ),
+    click.option("--ignore", multiple=True, metavar="CODE,...", help="Not these rules."),
+    click.option(
+        "--severity",
+        multiple=True,
+        metavar="CODE=SEVERITY",
+        help="error, warning, info or undetermined, instead of the rule's own.",
+    ),
+    click.option(
+        "--target",
+        multiple=True,
+        metavar="RUNTIME",
+        help="Say what is known to fail there: onnxruntime, openvino, opencv, tensorrt.",
+    ),
+    click.option("--min-opset", type=int, help="The lowest opset allowed in an ONNX file."),
+    click.option("--max-opset", type=int, help="The highest."),
+    click.option(
+        "--dynamic",
+        metavar="none|batch|any",
+        help="Which axes of inputs and outputs may be open. Default: batch.",
+    ),
+    click.option("--groups", metavar="N|-1|auto", help="The groups that there must be."),
+    click.option("--channels-per-group", metavar="N", help="Instead of --groups."),
+    click.option("--weights", is_flag=True, help="Look at every weight, outside the file, too."),
+    click.option("--reference", metavar="FILE", help="Run it and compare. Default: FILE.ref.npz."),
+    click.option(
+        "--runtime",
+        multiple=True,
+        metavar="RUNTIME",
+        help="Where: onnxruntime, openvino, opencv, reference, all.",
+    ),
+    click.option("--max-drift", type=float, help="Largest relative error against the BN model."),
     click.option("--config", metavar="FILE", help="TOML with these fields; options win over it."),
 )
 

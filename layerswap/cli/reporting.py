@@ -53,9 +53,13 @@ class Output:
         check_target(self.output_file, self.force)
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[..., None]]:
-        """Says on stderr which stage runs and how far it is: a bar in a terminal, else lines."""
-        if self.quiet:
+    def progress(self, long: bool = True) -> Iterator[Callable[..., None]]:
+        """Says on stderr which stage runs and how far it is: a bar in a terminal, else lines.
+
+        Args:
+            long: whether the work takes long enough for anyone to wonder.
+        """
+        if self.quiet or not long:
             yield lambda stage, done=0, total=0: None
         elif sys.stderr.isatty():
             from rich.progress import BarColumn, Progress, SpinnerColumn, TimeRemainingColumn

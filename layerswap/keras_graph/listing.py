@@ -11,7 +11,8 @@ from typing import Any
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from layerswap.config_files import batchnorm_left, batchnorm_operation, undetermined
+from layerswap import catalog
+from layerswap.config_files import batchnorm_left, batchnorm_operation, described
 from layerswap.keras_graph.storage import is_revived
 from layerswap.keras_graph.walk import Found, find_layers
 from layerswap.records import Checked, Finding, LayerRecord
@@ -42,7 +43,19 @@ def _record(item: Found, classes: dict[str, str]) -> LayerRecord:
     holders = ["", *(item.path[:end] for end in steps)] if item.path else []
     parents = tuple(classes[path] for path in holders if path in classes)
     kind = type(item.layer)
-    return LayerRecord(item.path, kind.__name__, kind.__module__, parents)
+    record = LayerRecord(item.path, kind.__name__, kind.__module__, parents)
+    if not isinstance(item.layer, tf_keras.layers.GroupNormalization) or not item.layer.built:
+        return record
+    return described(record, item.layer.get_config(), _input_shape(item.layer))
+
+
+def _input_shape(layer: Any) -> tuple[int | None, ...] | None:
+    """The shape of what a layer was built for; of several calls, the first."""
+    try:
+        return tuple(layer.get_input_shape_at(0))
+    except (AttributeError, RuntimeError, TypeError):  # not part of a graph, or several inputs
+        shape = getattr(layer, "_build_input_shape", None)
+        return None if shape is None else tuple(shape)
 
 
 def _is_normalization(layer: Any) -> bool:
@@ -58,8 +71,7 @@ def _judge(layer: Any, record: LayerRecord) -> Iterator[Finding]:
     if isinstance(layer, BatchNormalizationBase):
         yield batchnorm_left(record)
     elif is_revived(layer):
-        yield undetermined(
-            "custom-class",
+        yield catalog.find("custom-class").finding(
             record.path,
             f"is a {record.class_name} without its class: only the traced call is left",
             "Name the class with --custom-objects (custom_objects= in Python).",
@@ -86,8 +98,7 @@ def _judge(layer: Any, record: LayerRecord) -> Iterator[Finding]:
 
 
 def _lookalike(record: LayerRecord, message: str) -> Finding:
-    hint = "Whether it normalises by batch can't be told from outside: look at its code."
-    return undetermined("batchnorm-lookalike", record.path, message, hint)
+    return catalog.find("batchnorm-lookalike").finding(record.path, message)
 
 
 def _batchnorm_in(function: Any, own: Mapping[str, Any]) -> str:

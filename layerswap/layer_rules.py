@@ -1,0 +1,59 @@
+"""What can be wrong with a normalization layer, whatever the file that it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from layerswap import catalog, grouping
+from layerswap.criteria import Criteria
+from layerswap.records import Finding, LayerRecord
+from layerswap.rules import FEW_ELEMENTS
+
+# Up to here float16 rounds to zero: half of its smallest number, 2^-24.
+_FLOAT16_ZERO = 2.0**-25
+
+
+def judge_layer(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
+    """What is wrong with the groups and the epsilon of a layer.
+
+    Args:
+        layer: any normalization; what its file doesn't say of it isn't judged.
+        criteria: what its groups are compared with.
+    """
+    if layer.groups is not None:
+        yield from _judge_groups(layer, layer.groups, criteria)
+    if layer.epsilon is None or "BatchNorm" in layer.class_name:
+        return
+    if layer.epsilon == 0:
+        yield catalog.find("missing-epsilon").finding(
+            layer.path, f"the {layer.class_name} divides without an epsilon"
+        )
+    elif layer.dtype == "float16" and layer.epsilon <= _FLOAT16_ZERO:
+        yield catalog.find("small-epsilon").finding(
+            layer.path, f"epsilon {layer.epsilon:.3g} is 0 in float16, in which it computes"
+        )
+
+
+def _judge_groups(layer: LayerRecord, groups: int, criteria: Criteria) -> Iterator[Finding]:
+    channels = layer.channels
+    if channels is not None and channels % groups:
+        legal = ", ".join(map(str, grouping.legal_groups(channels)))
+        yield catalog.find("indivisible-groups").finding(
+            layer.path, f"{channels} channels don't divide by {groups} groups; legal are {legal}"
+        )
+    if channels is not None:
+        wanted = criteria.groups_for(layer.path, channels)
+        if wanted is not None and wanted != groups:
+            yield catalog.find("groups-differ").finding(
+                layer.path, f"has {groups} groups over {channels} channels, not {wanted}"
+            )
+    if layer.elements is None:
+        return
+    if layer.elements == 1:
+        yield catalog.find("degenerate-groups").finding(
+            layer.path, f"each of its {groups} groups holds a single element per sample"
+        )
+    elif layer.elements < FEW_ELEMENTS:
+        yield catalog.find("tiny-groups").finding(
+            layer.path, f"a group holds only {layer.elements} elements per sample"
+        )

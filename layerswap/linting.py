@@ -1,0 +1,203 @@
+"""`check` as a whole: files loaded or not, proven in runtimes, many at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from layerswap import catalog, checking
+from layerswap.atomic import StrPath
+from layerswap.comparison import measure_drift
+from layerswap.criteria import Criteria
+from layerswap.errors import ExportError, LoadError, UsageError
+from layerswap.records import Finding, Report
+from layerswap.references import load_reference, reference_path
+from layerswap.render import describe_parity
+from layerswap.verifying import report_parity
+
+# A process more takes about as long to start as these to check.
+_FILES_PER_JOB = 100
+_BYTES_PER_JOB = 1 << 28
+
+
+def check(
+    path: StrPath,
+    *,
+    load: bool = False,
+    custom_objects: Mapping[str, Any] | None = None,
+    unsafe: bool = False,
+    criteria: Criteria | Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Report:
+    """Says what is wrong with a model file, and lists its normalization layers.
+
+    Without `load`, TensorFlow isn't needed: what tf_keras would build is read from the file's
+    configuration. What that doesn't tell, such as a class of the user's own, is a finding of the
+    severity `undetermined`.
+
+    Args:
+        path: a `.keras` or `.h5` file, a SavedModel folder or an `.onnx` file.
+        load: load a Keras model and look at its live layers; an `.onnx` file needs no loading.
+        custom_objects, unsafe: as for `load`.
+        criteria: what it is judged by; or give the fields of `Criteria` as keyword arguments.
+
+    Returns:
+        A report: its `exit_code` is 1 where a finding is an error, else 3 where something is
+        undetermined, else 0.
+
+    Raises:
+        LoadError: it can't be read as a model.
+        MissingExtraError: `load` without tensorflow or tf_keras, or a runtime that isn't there.
+        UsageError: what only a load can use is given without `load`, or a field is wrong.
+    """
+    if criteria is not None and fields:
+        raise UsageError("give either criteria or its fields, not both")
+    if not isinstance(criteria, Criteria):
+        criteria = Criteria(**(criteria or fields))
+    if not load and (custom_objects or unsafe):
+        raise UsageError(
+            "custom objects and unsafe matter only to a model that is loaded",
+            hint="Add --load on the command line, load=True in Python.",
+        )
+    own = criteria.for_file(Path(path).as_posix())
+    if checking.is_onnx(path):
+        return checking.check_file(path, own, prove(path, own))
+    if own.runtime or own.reference or own.max_drift is not None:
+        raise UsageError(
+            "runtime, reference and max_drift are about ONNX files",
+            where=os.fspath(path),
+            hint="layerswap verify runs a SavedModel.",
+        )
+    if not load:
+        return checking.check_file(path, own)
+    from layerswap.layer_rules import judge_layer
+    from layerswap.swapping import as_model
+
+    model, source = as_model(path, custom_objects=custom_objects, unsafe=unsafe)
+    from layerswap.keras_graph import listing
+
+    checked, findings = listing.check_model(model, source)
+    findings += [f for layer in checked.layers for f in judge_layer(layer, own)]
+    if own.weights:
+        findings += checking.judge_weights(Path(path))
+    return checking.checked_report(checked, findings, own)
+
+
+def prove(path: StrPath, criteria: Criteria) -> Iterator[Finding]:
+    """What an ONNX file's reference says of it: LS801 to LS803.
+
+    Raises:
+        LoadError: there is no reference, or it can't be read.
+        MissingExtraError: a runtime isn't installed.
+    """
+    if criteria.runtime or criteria.reference:
+        for runtime in criteria.runtime or (None,):
+            yield from _run(path, criteria.reference, runtime)
+    if criteria.max_drift is not None:
+        yield from _judge_drift(criteria.reference or reference_path(path), criteria.max_drift)
+
+
+def _run(path: StrPath, reference: str | None, runtime: str | None) -> Iterator[Finding]:
+    load_reference(reference or reference_path(path))  # what is wrong with it is no runtime's fault
+    try:
+        report = report_parity(path, reference, runtime=runtime)
+    except (LoadError, ExportError) as error:
+        yield catalog.find("runtime-failed").finding(runtime or "", error.message, error.hint)
+        return
+    for parity in report.parity:
+        if not parity.ok:
+            yield catalog.find("parity").finding(parity.worst_output, describe_parity(parity))
+    for finding in report.findings:
+        if finding.code == "runtime-missing":
+            continue  # of all runtimes, those that are installed were asked for
+        name = finding.code if finding.code == "checksum-mismatch" else "runtime-failed"
+        yield catalog.find(name).finding(finding.where, finding.message, finding.hint)
+
+
+def _judge_drift(reference: StrPath, most: float) -> Iterator[Finding]:
+    known, drift = load_reference(reference), None
+    if known.source_outputs is not None:
+        drift = measure_drift(known.source_outputs, known.outputs)
+    if drift is None:
+        yield catalog.find("drift").finding(
+            os.fspath(reference),
+            "holds no numbers that the BN model answered, so the drift isn't known",
+            "Convert the BN model anew: layerswap convert writes them.",
+            severity="undetermined",
+        )
+    elif not drift.relative_error <= most:
+        yield catalog.find("drift").finding(
+            os.fspath(reference),
+            f"relative error {drift.relative_error:.3g} against the BN model, allowed {most:g}",
+        )
+
+
+def check_files(
+    paths: Sequence[str],
+    criteria: Criteria,
+    *,
+    jobs: int | None = None,
+    progress: Callable[..., None],
+    **loading: Any,
+) -> Report:
+    """What `check` says of each file; one that can't be read is a finding, and the others go on.
+
+    Args:
+        paths: the files, in the order of the report.
+        criteria: what they are judged by.
+        jobs: how many processes; None: as many as the files and the machine are worth.
+        progress: called with the stage, how many are done and how many there are.
+        loading: `load`, `custom_objects` and `unsafe` of `check`.
+
+    Raises:
+        LoadError: a process died.
+        MissingExtraError, UsageError: as for `check`.
+    """
+    one = partial(_check_one, criteria=criteria, loading=loading)
+    count = 1 if loading.get("load") else min(jobs or _worth(paths), len(paths))
+    reports = []
+    for report in map(one, paths) if count < 2 else _in_processes(one, paths, count):
+        reports.append(report)
+        progress("check", len(reports), len(paths))
+    return checking.merge_reports(reports)
+
+
+def _check_one(path: str, criteria: Criteria, loading: Mapping[str, Any]) -> Report:
+    try:
+        return check(path, criteria=criteria, **loading)
+    except LoadError as error:
+        return checking.unreadable_report(path, error, criteria)
+
+
+def _in_processes(
+    one: Callable[[str], Report], paths: Sequence[str], count: int
+) -> Iterator[Report]:
+    # Fresh processes: a fork of one with threads may hang.
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _leave_interrupts_to_the_parent)
+    try:
+        yield from pool.map(one, paths, chunksize=max(1, len(paths) // (8 * count)))
+    except BrokenProcessPool as error:
+        raise LoadError(
+            "a process that checked some of the files died",
+            where=f"{len(paths)} files",
+            hint="Memory may have run out: try --jobs 1, which also shows which file it is.",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _worth(paths: Sequence[str]) -> int:
+    size = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+    wanted = 1 + max(len(paths) // _FILES_PER_JOB, size // _BYTES_PER_JOB)
+    return min(wanted, os.cpu_count() or 1)

@@ -1,0 +1,74 @@
+"""What can be wrong with the normalizations of a graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from layerswap import catalog
+from layerswap.layer_rules import judge_layer
+from layerswap.onnx_graph.normalizations import Norm, is_behind_instance_norm
+from layerswap.onnx_graph.subjects import Subject, inside
+from layerswap.onnx_graph.views import STANDARD
+from layerswap.records import Finding
+
+_BATCHNORM = re.compile(r"(?i)batch_?norm")
+_EXPORT_ANEW = "Convert the Keras model with layerswap convert, and export it anew."
+
+
+def judge_norms(subject: Subject) -> Iterator[Finding]:
+    """BatchNormalization, groups, and how a variance is computed: LS1, LS2, LS5."""
+    for norm in subject.norms:
+        path = norm.record.path
+        if norm.kind == "batch":
+            yield catalog.find("batchnorm-left").finding(
+                path, f"is a BatchNormalization operator{inside(norm.place)}", _EXPORT_ANEW
+            )
+        elif norm.kind == "affine" and not is_behind_instance_norm(norm.place):
+            yield catalog.find("stray-affine").finding(
+                path,
+                f"is a BatchNormalization operator with trivial statistics{inside(norm.place)}",
+            )
+        if norm.kind != "affine":
+            yield from judge_layer(norm.record, subject.criteria)
+        yield from _judge_variance(norm)
+    yield from _judge_names(subject)
+
+
+def _judge_variance(norm: Norm) -> Iterator[Finding]:
+    place = norm.place
+    if norm.variance is not None and norm.variance.unsafe:
+        message = "divides by the root of mean(x²) − mean(x)²"
+    elif place.is_a("GroupNormalization", "MeanVarianceNormalization"):
+        message = f"is a {place.node.op_type}, which ONNX defines by mean(x²) − mean(x)²"
+    else:
+        return
+    yield catalog.find("unsafe-variance").finding(norm.record.path, message)
+
+
+def _judge_names(subject: Subject) -> Iterator[Finding]:
+    """Operators outside the standard that are called BatchNorm, or something like it."""
+    for place in subject.view.places:
+        node = place.node
+        key = (node.domain, node.op_type)
+        if node.domain in STANDARD or key in subject.view.functions:
+            continue
+        if not _BATCHNORM.search(node.op_type):
+            continue
+        message = f"is a {node.domain}.{node.op_type}{inside(place)}"
+        if node.domain.startswith("com.microsoft"):
+            yield catalog.find("batchnorm-left").finding(place.record.path, message, _EXPORT_ANEW)
+        else:
+            yield catalog.find("batchnorm-lookalike").finding(place.record.path, message)
+
+
+def judge_gammas(subject: Subject) -> Iterator[Finding]:
+    """Normalizations whose γ is all zero: LS603."""
+    for norm in subject.norms:
+        gamma = subject.value(norm.gamma, norm.place.scope) if norm.gamma else None
+        if gamma is not None and gamma.size and not np.any(gamma):
+            yield catalog.find("zero-gamma").finding(
+                norm.record.path, f"all {gamma.size} values of its γ are 0"
+            )

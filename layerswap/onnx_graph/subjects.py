@@ -1,0 +1,43 @@
+"""What the rules of a graph are given, and a few words that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from layerswap.criteria import Criteria
+from layerswap.onnx_graph import external
+from layerswap.onnx_graph.normalizations import Norm
+from layerswap.onnx_graph.views import GraphView, Place, Scope, decode
+from layerswap.records import Array
+
+
+@dataclass(slots=True, eq=False)
+class Subject:
+    """A file under check.
+
+    Attributes:
+        path: where it is.
+        view: what is in it.
+        norms: its normalizations.
+        criteria: what it is judged by.
+    """
+
+    path: Path
+    view: GraphView
+    norms: list[Norm]
+    criteria: Criteria
+    _outside: dict[str, Array | None] = field(default_factory=dict)
+
+    def value(self, name: str, scope: Scope) -> Array | None:
+        """A constant's value; from outside the file only where weights are to be read."""
+        tensor = scope.tensor(name)
+        if tensor is None or not external.is_outside(tensor):
+            return scope.array(name) if tensor is None else decode(tensor)
+        return external.read(tensor, self.path) if self.criteria.weights else None
+
+
+def inside(place: Place) -> str:
+    """What an operator lies in, as the end of a sentence."""
+    parents = place.record.parents
+    return f" in {' › '.join(parents)}" if parents else ""
