@@ -259,7 +259,7 @@ def _checked(
                 "epsilon 0 it multiplies by γ and adds β, no more."
             )
     looked = f"{checked.examined} layers looked at, {len(checked.layers)} of them normalize"
-    return [*lines, f"{checked.source}: {', '.join(verdicts)}; {looked}"]
+    return [*lines, f"{checked.source}: {', '.join(verdicts) or 'no findings'}; {looked}"]
 
 
 def _layer_row(layer: LayerRecord) -> Sequence[str]:

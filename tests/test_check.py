@@ -129,7 +129,7 @@ def test_left_over():
     report = ls.check(batch())
     assert (report.ok, report.exit_code) == (False, 1)
     (finding,) = report.findings
-    assert (finding.code, finding.severity) == ("batchnorm-left", "error")
+    assert (finding.code, finding.severity) == ("LS101", "error")
     assert (finding.where, finding.file) == ("norm", "batch.keras")
 
 
@@ -141,7 +141,7 @@ def test_undetermined():
 def test_what_is_certain_wins_over_what_is_not():
     report = ls.check(keep("m.keras", Branch(name="branch"), layers.BatchNormalization(name="n")))
     assert (report.exit_code, report.undetermined) == (1, True)
-    assert codes(report) == [("batchnorm-left", "n"), ("custom-class", "branch")]
+    assert codes(report) == [("LS002", "branch"), ("LS101", "n")]
 
 
 def test_a_swapped_model_is_clean_and_its_source_is_not(digits):
@@ -181,24 +181,24 @@ def test_loading_decides_about_a_custom_class(suffix):
     path = custom(f"b{suffix}", "BatchNormalization")
     report = ls.check(path, load=True, custom_objects=OBJECTS)
     assert report.exit_code == 1
-    left = [("batchnorm-left", "branch/first"), ("batchnorm-left", "branch/others[0]")]
+    left = [("LS101", "branch/first"), ("LS101", "branch/others[0]")]
     assert codes(report) == left
     assert codes(ls.check(path)) == (
-        [*left, ("custom-class", "branch")] if suffix == "" else [("custom-class", "branch")]
+        [("LS002", "branch"), *left] if suffix == "" else [("LS002", "branch")]
     )
 
 
 def test_a_subclass_counts_once_loaded():
     path = keep("m.keras", layers.Dense(4), Renamed(name="n"))
-    assert codes(ls.check(path)) == [("custom-class", "n")]
-    assert codes(ls.check(path, True, OBJECTS)) == [("batchnorm-left", "n")]
+    assert codes(ls.check(path)) == [("LS002", "n")]
+    assert codes(ls.check(path, load=True, custom_objects=OBJECTS)) == [("LS101", "n")]
 
 
 @pytest.mark.parametrize("kind", [Handmade, Calling])
 def test_what_looks_like_it_is_never_clean(kind):
     path = keep("m.keras", layers.Dense(4), kind(name="n"))
     report = ls.check(path, load=True, custom_objects=OBJECTS)
-    assert codes(report) == [("batchnorm-lookalike", "n")]
+    assert codes(report) == [("LS103", "n")]
     assert report.exit_code == 3
 
 
@@ -228,13 +228,13 @@ def test_an_operator_of_tensorflow_is_left_over_either_way():
     x, _, _ = tf.compat.v1.nn.fused_batch_norm(inputs, [1.0, 1.0], [0.0, 0.0])
     tf_keras.Model(inputs, tf.nn.relu(x)).save("m.keras")
     where = "tf.compat.v1.nn.fused_batch_norm"
-    assert codes(ls.check("m.keras")) == [("batchnorm-op", where)]
-    assert codes(ls.check("m.keras", load=True)) == [("batchnorm-op", where)]
+    assert codes(ls.check("m.keras")) == [("LS102", where)]
+    assert codes(ls.check("m.keras", load=True)) == [("LS102", where)]
 
 
 def test_a_saved_model_without_its_classes_stays_open():
     report = ls.check(custom("m"), load=True)
-    assert codes(report) == [("custom-class", "branch")]
+    assert codes(report) == [("LS002", "branch")]
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -245,15 +245,16 @@ def test_the_command_prints_layers_findings_and_verdict(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines() == [
-        "layer  class               inside",
-        "norm   LayerNormalization  Sequential",
+        "layer  class               groups  channels  inside",
+        "norm   LayerNormalization                    Sequential",
         "plain.keras: no BatchNormalization is left; 3 layers looked at, 1 of them normalize",
     ]
     assert run(["check", batch()]) == 1
     out = capsys.readouterr().out
-    assert "error [batchnorm-left] norm: is a BatchNormalization in Sequential\n" in out
+    line = "batch.keras: norm: error LS101 [batchnorm-left] is a BatchNormalization in Sequential\n"
+    assert line in out
     assert out.count("hint: ") == 1
-    assert "batch.keras: 1 BatchNormalization left;" in out
+    assert "batch.keras: 1 BatchNormalization left, 1 error;" in out
 
 
 def test_every_file_is_reported_and_the_worst_counts(capsys):
@@ -265,7 +266,7 @@ def test_every_file_is_reported_and_the_worst_counts(capsys):
     assert run(["check", left, "absent.onnx", custom(), clean]) == 1
     out = capsys.readouterr().out
     for verdict in (
-        "left.onnx: 1 BatchNormalization left;",
+        "left.onnx: 1 BatchNormalization left,",
         "absent.onnx: undetermined whether",
         "custom.keras: undetermined whether",
         "clean.onnx: no BatchNormalization",
@@ -279,8 +280,8 @@ def test_the_report_as_json(capsys):
     assert code == 3
     assert [c["source"] for c in report["checked"]] == ["plain.keras", "custom.keras", "absent.h5"]
     assert [(f["file"], f["code"], f["severity"]) for f in report["findings"]] == [
-        ("custom.keras", "custom-class", "undetermined"),
-        ("absent.h5", "load", "undetermined"),
+        ("custom.keras", "LS002", "undetermined"),
+        ("absent.h5", "LS001", "undetermined"),
     ]
     assert report["checked"][0]["layers"] == [
         {
@@ -288,6 +289,11 @@ def test_the_report_as_json(capsys):
             "class_name": "LayerNormalization",
             "module": "keras.layers",
             "parents": ["Sequential"],
+            "channels": None,
+            "groups": None,
+            "elements": None,
+            "epsilon": 1e-3,
+            "dtype": "float32",
         }
     ]
 
@@ -321,7 +327,7 @@ def test_the_command_loads_when_told(capsys, tmp_path, monkeypatch):
         assert "branch/inner" in capsys.readouterr().out
     assert run(["check", "m.keras", *objects]) == 2
     assert run(["check", "m.keras", "--load"]) == 3
-    assert "undetermined [load]" in capsys.readouterr().out
+    assert "undetermined LS001 [unreadable]" in capsys.readouterr().out
 
 
 class Plain(layers.Layer):

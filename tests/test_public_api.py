@@ -10,7 +10,7 @@ import pytest
 import layerswap as ls
 from layerswap import errors
 
-CLASSES = ("Converted", "LayerswapError", "Policy", "Report")
+CLASSES = ("Converted", "Criteria", "LayerswapError", "Policy", "Report")
 FUNCTIONS = sorted(set(ls.__all__) - set(CLASSES))
 PROMISED = {"convert", "export", "load", "plan", "swap", "verify", *CLASSES}
 EXIT_CODES = {
@@ -105,6 +105,7 @@ def test_every_class_is_described(name):
     assert text
     fields = {
         "Converted": ["model", "plan", "transfer", "source"],
+        "Criteria": list(getattr(kind, "model_fields", ())),
         "LayerswapError": ["message", "where", "hint"],
         "Policy": list(getattr(kind, "model_fields", ())),
         "Report": ["ok", "exit_code", "seconds"],

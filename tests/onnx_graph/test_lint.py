@@ -65,7 +65,7 @@ def test_the_affine_of_a_groupnorm_is_none(tmp_path):
 def test_anything_else_is_left_over(old, new, tmp_path):
     assert old in GROUPNORM
     _, findings = check(graph(GROUPNORM.replace(old, new)), tmp_path)
-    assert found(findings) == [("error", "batchnorm-left", "y")]
+    assert found(findings) == [("error", "LS101", "y")]
 
 
 def test_initializers_are_constants_unless_they_are_inputs(tmp_path):
@@ -79,7 +79,7 @@ def test_initializers_are_constants_unless_they_are_inputs(tmp_path):
     fed = onnx.helper.make_tensor_value_info("mean", onnx.TensorProto.FLOAT, [4])
     model.graph.input.append(fed)
     onnx.save(model, path)
-    assert found(check_onnx_file(path)[1]) == [("error", "batchnorm-left", "y")]
+    assert found(check_onnx_file(path)[1]) == [("error", "LS101", "y")]
 
 
 def branch(body):
@@ -93,7 +93,7 @@ def branch(body):
 
 def test_bodies_are_looked_into(tmp_path):
     checked, findings = check(branch("t = BatchNormalization (x, g, z, z, o)"), tmp_path)
-    assert found(findings) == [("error", "batchnorm-left", "y/t")]
+    assert found(findings) == [("error", "LS101", "y/t")]
     assert checked.layers[0].parents == ("If",)
 
 
@@ -102,7 +102,7 @@ def test_a_groupnorm_in_a_body_reads_constants_from_outside(tmp_path):
     assert check(branch(body), tmp_path)[1] == []
     # A name of the body's own hides the one outside.
     hidden = "z = Constant <value = float[4] {0, 1, 0, 0}> ()" + body
-    assert found(check(branch(hidden), tmp_path)[1]) == [("error", "batchnorm-left", "y/t")]
+    assert found(check(branch(hidden), tmp_path)[1]) == [("error", "LS101", "y/t")]
 
 
 def test_local_functions_are_looked_into(tmp_path):
@@ -114,13 +114,13 @@ norm (a, g, z, o) => (b) { b = BatchNormalization (a, g, z, z, o) }
 """
     )
     checked, findings = check(text, tmp_path)
-    assert found(findings) == [("error", "batchnorm-left", "norm/b")]
+    assert found(findings) == [("error", "LS101", "norm/b")]
     assert checked.examined == 7
 
 
 def test_an_operator_that_only_its_vendor_knows_keeps_the_answer_open(tmp_path):
     _, findings = check(graph("y = mine.Mystery (x)"), tmp_path)
-    assert found(findings) == [("undetermined", "custom-operator", "y")]
+    assert found(findings) == [("undetermined", "LS004", "y")]
     _, findings = check(graph("y = com.microsoft.Gelu (x)"), tmp_path)
     assert findings == []
 
@@ -131,7 +131,7 @@ def test_a_training_graph_is_looked_into(tmp_path):
     model.training_info.add().algorithm.CopyFrom(bad.graph)
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
-    assert found(check_onnx_file(path)[1]) == [("error", "batchnorm-left", "training_info[0]/y")]
+    assert found(check_onnx_file(path)[1]) == [("error", "LS101", "training_info[0]/y")]
 
 
 def test_weights_outside_the_file_are_not_read(tmp_path):
@@ -142,7 +142,7 @@ def test_weights_outside_the_file_are_not_read(tmp_path):
     model.graph.initializer.append(zeros)
     model.graph.node[-1].input[3] = "mean"
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert found(check_onnx_file(tmp_path / "m.onnx")[1]) == [("error", "batchnorm-left", "y")]
+    assert found(check_onnx_file(tmp_path / "m.onnx")[1]) == [("error", "LS101", "y")]
 
 
 def test_an_export_of_ours_is_clean(digits_onnx):
