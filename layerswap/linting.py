@@ -17,6 +17,7 @@ from layerswap.atomic import StrPath
 from layerswap.comparison import measure_drift
 from layerswap.criteria import Criteria
 from layerswap.errors import ExportError, LoadError, UsageError
+from layerswap.policy import Policy
 from layerswap.records import Finding, Report
 from layerswap.references import load_reference, reference_path
 from layerswap.render import describe_parity
@@ -46,7 +47,8 @@ def check(
         path: a `.keras` or `.h5` file, a SavedModel folder or an `.onnx` file.
         load: load a Keras model and look at its live layers; an `.onnx` file needs no loading.
         custom_objects, unsafe: as for `load`.
-        criteria: what it is judged by; or give the fields of `Criteria` as keyword arguments.
+        criteria: what it is judged by; or give the fields of `Criteria` as keyword arguments, and
+            `groups` or `channels_per_group` as those of a policy.
 
     Returns:
         A report: its `exit_code` is 1 where a finding is an error, else 3 where something is
@@ -60,7 +62,7 @@ def check(
     if criteria is not None and fields:
         raise UsageError("give either criteria or its fields, not both")
     if not isinstance(criteria, Criteria):
-        criteria = Criteria(**(criteria or fields))
+        criteria = _as_criteria(criteria or fields)
     if not load and (custom_objects or unsafe):
         raise UsageError(
             "custom objects and unsafe matter only to a model that is loaded",
@@ -88,6 +90,16 @@ def check(
     if own.weights:
         findings += checking.judge_weights(Path(path))
     return checking.checked_report(checked, findings, own)
+
+
+def _as_criteria(fields: Mapping[str, Any]) -> Criteria:
+    sizes = {name: fields[name] for name in ("groups", "channels_per_group") if name in fields}
+    if not sizes:
+        return Criteria(**fields)
+    others = {name: value for name, value in fields.items() if name not in sizes}
+    if "policy" in others:
+        raise UsageError("give either a policy or its groups, not both")
+    return Criteria(**others, policy=Policy(**sizes))
 
 
 def prove(path: StrPath, criteria: Criteria) -> Iterator[Finding]:

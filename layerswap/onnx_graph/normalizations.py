@@ -119,9 +119,11 @@ def _instance_norm(place: Place) -> Norm:
         record = _described(place, channels=groups, groups=groups, elements=elements)
         return Norm("group", record, place, place.input(1))
     groups = groups or _grouping(reshape)
-    outside = scope.shape(reshape.input(0))
+    outside = scope.shape(reshape.input(0)) or ()
     affine, gamma = _affine_behind(place)
-    channels = affine or (outside[1] if outside and len(outside) > 1 else None)
+    channels = affine or (outside[1] if len(outside) > 1 else None)
+    if elements is None and groups and (whole := _product(outside[1:])) and len(outside) > 1:
+        elements = whole // groups
     record = _described(place, channels=channels, groups=groups, elements=elements)
     return Norm("group", record, place, gamma)
 
@@ -146,13 +148,13 @@ def _by_hand(place: Place, variance: Variance) -> Norm:
     groups = _grouping(reshape) if reshape is not None else None
     if reshape is None or groups is None:
         return Norm("other", record, place, variance=variance)
-    outside = scope.shape(reshape.input(0))
-    shape = scope.shape(variance.x)
+    outside = scope.shape(reshape.input(0)) or ()
+    whole = _product(outside[1:])
     record = replace(
         record,
         groups=groups,
-        channels=outside[1] if outside and len(outside) > 1 else None,
-        elements=_product(shape[2:]) if shape else None,
+        channels=outside[1] if len(outside) > 1 else None,
+        elements=whole // groups if whole and len(outside) > 1 else None,
     )
     return Norm("group", record, place, variance=variance)
 
