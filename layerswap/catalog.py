@@ -8,7 +8,7 @@ never given to another rule, and one that goes is not used again.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,32 +64,27 @@ def find(text: str) -> Rule:
 
 
 def chosen(texts: Iterable[str]) -> frozenset[str]:
-    """The codes that a selection names.
-
-    Args:
-        texts: codes, beginnings of codes (`LS2`), names, or `ALL`.
-
-    Raises:
-        UsageError: one of them names no rule; suggests the nearest.
-    """
-    return frozenset(code for text in texts for code in _matching(text))
+    """The codes that a selection names; see `matching`."""
+    return frozenset(code for text in texts for code in matching(text))
 
 
-def _matching(text: str) -> Iterator[str]:
-    upper = text.upper()
-    codes = [r.code for r in RULES if upper == "ALL" or r.code.startswith(upper) or text == r.name]
-    if not codes or not text:
-        raise UsageError(f"there is no rule '{text}'{suggestion(text)}", hint=_HINT)
-    yield from codes
+def matching(text: str) -> tuple[str, ...]:
+    """The codes that a code, the beginning of one (`LS2`), a name or `ALL` stands for."""
+    upper = text.upper() or "nothing"
+    return tuple(
+        rule.code
+        for rule in RULES
+        if upper == "ALL" or rule.code.startswith(upper) or text == rule.name
+    )
 
 
 def suggestion(text: str) -> str:
     """The nearest code or name, as the end of a message; empty where none is near."""
-    names = [word for rule in RULES for word in (rule.code, rule.name)]
-    close = difflib.get_close_matches(text.upper(), names, n=1) or difflib.get_close_matches(
-        text.lower(), names, n=1
-    )
-    return f"; did you mean '{close[0]}'?" if close else ""
+    names = {word.lower(): word for rule in RULES for word in (rule.code, rule.name)}
+    close = difflib.get_close_matches(text.lower(), names, n=len(names))
+    # Of those that are near, one that begins alike: LS1O1 is LS101 rather than LS711.
+    alike = [word for word in close if word[:3] == text[:3].lower()] or close
+    return f"; did you mean '{names[alike[0]]}'?" if alike else ""
 
 
 _HINT = "`layerswap rule` lists them all."

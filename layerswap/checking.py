@@ -91,7 +91,7 @@ def checked_report(checked: Checked, findings: Iterable[Finding], criteria: Crit
             file=checked.source,
             severity=criteria.severity_of(finding.code) or finding.severity,
         )
-        for finding in findings
+        for finding in dict.fromkeys(findings)
         if criteria.applies(finding.code)
     )
     checked = replace(checked, rules=rules)

@@ -46,10 +46,9 @@ def _to_words(value: Any) -> Any:
 
 def _to_codes(value: Any) -> tuple[str, ...]:
     words: tuple[str, ...] = _to_words(value)
-    try:
-        catalog.chosen(words)
-    except UsageError as error:
-        raise ValueError(error.message) from None
+    for word in words:
+        if not catalog.matching(word):
+            raise ValueError(f"holds '{word}', which is not a rule{catalog.suggestion(word)}")
     return words
 
 

@@ -24,9 +24,9 @@ def judge_layer(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
         yield from _judge_groups(layer, layer.groups, criteria)
     if layer.epsilon is None or "BatchNorm" in layer.class_name:
         return
-    if layer.epsilon == 0:
+    if not layer.epsilon > 0:  # nor is it NaN
         yield catalog.find("missing-epsilon").finding(
-            layer.path, f"the {layer.class_name} divides without an epsilon"
+            layer.path, f"the {layer.class_name} has the epsilon {layer.epsilon:g}"
         )
     elif layer.dtype == "float16" and layer.epsilon <= _FLOAT16_ZERO:
         yield catalog.find("small-epsilon").finding(

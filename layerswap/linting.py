@@ -19,7 +19,7 @@ from layerswap.criteria import Criteria
 from layerswap.errors import ExportError, LoadError, UsageError
 from layerswap.policy import Policy
 from layerswap.records import Finding, Report
-from layerswap.references import load_reference, reference_path
+from layerswap.references import OTHER_FILE, load_reference, reference_path
 from layerswap.render import describe_parity
 from layerswap.verifying import report_parity
 
@@ -127,10 +127,13 @@ def _run(path: StrPath, reference: str | None, runtime: str | None) -> Iterator[
         if not parity.ok:
             yield catalog.find("parity").finding(parity.worst_output, describe_parity(parity))
     for finding in report.findings:
-        if finding.code == "runtime-missing":
-            continue  # of all runtimes, those that are installed were asked for
-        name = finding.code if finding.code == "checksum-mismatch" else "runtime-failed"
-        yield catalog.find(name).finding(finding.where, finding.message, finding.hint)
+        if finding.code == "runtime-failed":  # of all runtimes; missing ones weren't asked for
+            yield catalog.find("runtime-failed").finding(
+                finding.where, finding.message, finding.hint
+            )
+        elif finding.code == "checksum-mismatch":
+            place = os.fspath(reference or reference_path(path))
+            yield catalog.find("checksum-mismatch").finding(place, OTHER_FILE)
 
 
 def _judge_drift(reference: StrPath, most: float) -> Iterator[Finding]:

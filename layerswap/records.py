@@ -457,6 +457,8 @@ class LayerRecord:
         dtype: what it computes in.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+
     path: str
     class_name: str
     module: str

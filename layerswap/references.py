@@ -26,6 +26,8 @@ from layerswap.errors import LoadError, UsageError
 from layerswap.records import Array, Tolerance
 
 SCHEMA_VERSION = 1
+# What is wrong with a reference whose checksum isn't the artifact's.
+OTHER_FILE = "was made for another file (SHA-256 differs)"
 
 Arrays = dict[str, Array]
 InputSpec = tuple[str, Sequence[int | None], str]

@@ -255,8 +255,9 @@ def _checked(
         verdicts.insert(0, "no BatchNormalization is left")
         if alone and any(layer.class_name == "BatchNormalization" for layer in checked.layers):
             lines.append(
-                "Each BatchNormalization operator listed is an affine: with mean 0, variance 1 and "
-                "epsilon 0 it multiplies by γ and adds β, no more."
+                "No BatchNormalization operator listed has statistics of batches: with mean 0, "
+                "variance 1 and epsilon 0 it is an affine, with the means of its own rows a "
+                "LayerNormalization."
             )
     looked = f"{checked.examined} layers looked at, {len(checked.layers)} of them normalize"
     return [*lines, f"{checked.source}: {', '.join(verdicts) or 'no findings'}; {looked}"]

@@ -17,7 +17,7 @@ from layerswap.onnx_graph.normalizations import Norm
 from layerswap.onnx_graph.subjects import Subject
 from layerswap.onnx_graph.views import bytes_wanted
 from layerswap.records import Finding
-from layerswap.references import fingerprint, load_reference, reference_path
+from layerswap.references import OTHER_FILE, fingerprint, load_reference, reference_path
 
 _TABLE = "layerswap.groupnorms"
 
@@ -111,9 +111,7 @@ def judge_origin(subject: Subject) -> Iterator[Finding]:
         yield catalog.find("checksum-mismatch").finding(str(reference), error.message, error.hint)
         return
     if differs:
-        yield catalog.find("checksum-mismatch").finding(
-            str(reference), "was made for another file (SHA-256 differs)"
-        )
+        yield catalog.find("checksum-mismatch").finding(str(reference), OTHER_FILE)
 
 
 def _compare(table: str, norms: list[Norm]) -> str:

@@ -9,6 +9,8 @@ A GroupNormalization of G groups is one of
 
 A BatchNormalization with constant mean 0, variance 1 and ε 0 computes γ·x + β. Behind an
 InstanceNormalization it is the affine of a decomposed GroupNormalization; `profiles` writes it.
+One behind Reshape [1, −1, …], whose mean is computed from its own input, is a LayerNormalization as
+tf_keras has it computed: its channels are the rows of all samples.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def find_norms(view: GraphView) -> list[Norm]:
 def _read(place: Place) -> Iterator[Norm]:
     op_type, domain = place.node.op_type, place.node.domain
     if place.is_a("BatchNormalization"):
-        kind: Kind = "affine" if _is_affine(place) else "batch"
+        kind: Kind = "other" if _has_own_statistics(place) else "batch"
+        if _is_affine(place):
+            kind = "affine"
         yield Norm(kind, _described(place), place, place.input(1))
     elif place.is_a("InstanceNormalization"):
         yield _instance_norm(place)
@@ -146,7 +150,8 @@ def _by_hand(place: Place, variance: Variance) -> Norm:
     record = replace(place.record, epsilon=variance.epsilon, dtype=scope.dtype(variance.x))
     reshape = _reshape_before(variance.x, place)
     groups = _grouping(reshape) if reshape is not None else None
-    if reshape is None or groups is None:
+    # In [N, G, …] the mean of a group is taken over all axes behind G.
+    if reshape is None or groups is None or min(variance.axes, default=0) < 2:
         return Norm("other", record, place, variance=variance)
     outside = scope.shape(reshape.input(0)) or ()
     whole = _product(outside[1:])
@@ -218,9 +223,23 @@ def _is_affine(place: Place) -> bool:
     )
 
 
+def _has_own_statistics(place: Place) -> bool:
+    """Whether each of its channels is a row of one sample, normalised by its own mean."""
+    scope, x = place.scope, place.input(0)
+    reshape = scope.maker(x)
+    shape = scope.array(reshape.input(1)) if reshape and reshape.is_a("Reshape") else None
+    if shape is None or shape.ndim != 1 or list(shape[:2]) != [1, -1]:
+        return False
+    mean, variance = scope.maker(place.input(3)), scope.maker(place.input(4))
+    if mean is not None and mean.is_a("Squeeze", "Reshape"):
+        mean = scope.maker(mean.input(0))
+    computed = variance is not None and not variance.is_a("Constant")
+    return computed and mean is not None and mean.is_a("ReduceMean") and mean.input(0) == x
+
+
 def _length(place: Place, name: str) -> int | None:
     shape = place.scope.shape(name)
-    return shape[0] if shape is not None and len(shape) == 1 else None
+    return _positive(shape[0]) if shape is not None and len(shape) == 1 else None
 
 
 def _product(shape: tuple[int | None, ...]) -> int | None:

@@ -8,10 +8,11 @@ v = mean(x²) − mean(x)²       unsafe: both terms are nearly the same where t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from layerswap.onnx_graph.graphs import attribute
 from layerswap.onnx_graph.views import Place, Scope
 
 _MEANS = ("ReduceMean", "GlobalAveragePool")
@@ -29,11 +30,13 @@ class Variance:
         x: name of the tensor whose variance it is.
         epsilon: what is added; 0 where nothing is, None where its value isn't in the file.
         unsafe: whether it is mean(x²) − mean(x)².
+        axes: over which it is taken, as the file says them; empty where it doesn't.
     """
 
     x: str
     epsilon: float | None
     unsafe: bool
+    axes: tuple[int, ...] = ()
 
 
 def find_division(place: Place) -> Variance | None:
@@ -74,12 +77,12 @@ def _with_epsilon(scope: Scope, name: str) -> Variance | None:
     if maker is not None and maker.is_a("Add", "Max"):
         for own, other in (maker.node.input[:2], maker.node.input[1::-1]):
             if (found := _variance(scope, own)) is not None:
-                return Variance(found.x, _number(scope, other), found.unsafe)
+                return replace(found, epsilon=_number(scope, other))
         return None
     if maker is not None and maker.is_a("Clip"):
         name, epsilon = maker.input(0), _number(scope, maker.input(1))
     found = _variance(scope, name)
-    return None if found is None else Variance(found.x, epsilon, found.unsafe)
+    return None if found is None else replace(found, epsilon=epsilon)
 
 
 def _variance(scope: Scope, name: str, depth: int = _DEPTH) -> Variance | None:
@@ -94,14 +97,16 @@ def _variance(scope: Scope, name: str, depth: int = _DEPTH) -> Variance | None:
     if maker.is_a("Sub"):
         square, mean = _mean_of_square(scope, maker.input(0)), _square(scope, maker.input(1))
         if square is not None and mean is not None and _mean(scope, mean) == square:
-            return Variance(square, 0.0, True)
+            return Variance(square, 0.0, True, _axes(scope, maker.input(0)))
         return None
     centred = _mean_of_square(scope, name)
     difference = scope.maker(centred) if centred is not None else None
     if difference is None or not difference.is_a("Sub"):
         return None
     x = difference.input(0)
-    return Variance(x, 0.0, False) if _mean(scope, difference.input(1)) == x else None
+    if _mean(scope, difference.input(1)) != x:
+        return None
+    return Variance(x, 0.0, False, _axes(scope, name))
 
 
 def _mean_of_square(scope: Scope, name: str) -> str | None:
@@ -111,10 +116,26 @@ def _mean_of_square(scope: Scope, name: str) -> str | None:
 
 def _mean(scope: Scope, name: str) -> str | None:
     """What a tensor is the mean of, perhaps in another shape."""
+    maker = _averaging(scope, name)
+    return None if maker is None else maker.input(0)
+
+
+def _averaging(scope: Scope, name: str) -> Place | None:
     maker = scope.maker(name)
     if maker is not None and maker.is_a(*_PASSING[:4]):
         maker = scope.maker(maker.input(0))
-    return maker.input(0) if maker is not None and maker.is_a(*_MEANS) else None
+    return maker if maker is not None and maker.is_a(*_MEANS) else None
+
+
+def _axes(scope: Scope, name: str) -> tuple[int, ...]:
+    """The axes over which a mean is taken."""
+    maker = _averaging(scope, name)
+    if maker is None or not maker.is_a("ReduceMean"):
+        return ()
+    said = attribute(maker.node, "axes")  # an input from opset 18 on
+    if said is None:
+        said = scope.array(maker.input(1))
+    return () if said is None else tuple(int(axis) for axis in np.ravel(said))
 
 
 def _square(scope: Scope, name: str) -> str | None:

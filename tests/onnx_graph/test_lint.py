@@ -119,12 +119,29 @@ GROUPS_OF_3 = """
   y = BatchNormalization <epsilon = 0.0> (r, g, z, z, o)
 """
 EACH_CHANNEL = "y = InstanceNormalization <epsilon = 0.001> (x, g, z)"
+ROWS = """
+  rows = Constant <value = int64[3] {1, -1, 12}> ()
+  f = Reshape (x, rows)
+  m1 = ReduceMean <axes = [0, 2], keepdims = 0> (f)
+  m3 = ReduceMean <axes = [0, 2], keepdims = 1> (f)
+  c = Sub (f, m3)
+  cc = Mul (c, c)
+  v = ReduceMean <axes = [0, 2], keepdims = 0> (cc)
+  b = BatchNormalization <epsilon = 0.001> (f, o3, z3, m1, v)
+  y = Reshape (b, back)
+"""
 # rule → (graph that trips it, one that comes close, options of the graphs, criteria)
 CASES = {
     "LS004": ("y = mine.Mystery (x)", "y = ai.onnx.ml.Scaler (x)", {}, {}),
     "LS101": (
         "y = BatchNormalization <epsilon = 0.001> (x, g, z, z, o)",
         GROUPNORM,
+        {},
+        {},
+    ),
+    "LS101-rows": (  # a mean over the samples, and one over the rows of each
+        ROWS.replace("[3] {1, -1, 12}", "[3] {1, 4, -1}"),
+        ROWS,
         {},
         {},
     ),
@@ -143,7 +160,12 @@ CASES = {
         {"opset": 21},
         {},
     ),
-    "LS202": (GROUPNORM, GROUPNORM.replace("s2", "s4").replace("o2, z2", "o, z"), {}, {"groups": 4}),
+    "LS202": (
+        GROUPNORM,
+        GROUPNORM.replace("s2", "s4").replace("o2, z2", "o, z"),
+        {},
+        {"groups": 4},
+    ),
     "LS203": (EACH_CHANNEL, EACH_CHANNEL.replace("(x,", "(x2,"), {"shape": "1,4,1,1"}, {}),
     "LS204": (
         GROUPNORM.replace("back", "small"),
