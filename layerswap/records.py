@@ -7,7 +7,7 @@ not JSON; all others go through `to_json` and `from_json`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -470,9 +470,13 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One file that `check` looked at: how many layers, and the normalization layers in it.
+    """One file that `check` looked at.
 
-    `rules` are the codes of the rules that were applied.
+    Attributes:
+        source: the file.
+        examined: how many layers or nodes it has.
+        layers: those that normalize.
+        rules: the codes of the rules that were applied to it.
     """
 
     source: str
@@ -567,8 +571,32 @@ def _adapter(record: type) -> Any:
 
 def to_json(record: Any) -> str:
     """Any record without arrays as indented JSON."""
-    text: str = _adapter(type(record)).dump_json(record, indent=2).decode()
-    return text
+    from pydantic_core import PydanticSerializationError
+
+    adapter = _adapter(type(record))
+    try:
+        text: bytes = adapter.dump_json(record, indent=2)
+    except PydanticSerializationError:  # a file's name needs not be text
+        text = adapter.dump_json(_encodable(record), indent=2)
+    return text.decode()
+
+
+def encodable(text: str) -> str:
+    """The text with an escape for whatever no encoding has: bytes of a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_encodable, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: _encodable(getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **own)
+    return value
 
 
 def from_json(record: type[_R], text: str | bytes) -> _R:

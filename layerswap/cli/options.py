@@ -16,6 +16,7 @@ import click
 
 from layerswap.cli.reporting import Output
 from layerswap.errors import UsageError
+from layerswap.formats import FORMATS
 
 if TYPE_CHECKING:
     from layerswap.criteria import Criteria
@@ -308,10 +309,10 @@ report_options = _grouped(
     Output,
     click.option(
         "--report-format",
-        type=click.Choice(["text", "json"]),
+        type=click.Choice(FORMATS),
         default="text",
         show_default=True,
-        help="How the report is written.",
+        help="How the report is written: for people, or for what reads it in CI.",
     ),
     click.option("--output-file", metavar="FILE", help="Where the report goes instead of stdout."),
     click.option("--force", is_flag=True, help="Replace existing files."),
