@@ -55,7 +55,7 @@ def _cases(file: str, rules: Sequence[str], found: Sequence[Finding]) -> list[Te
 
 
 def _case(file: str, code: str, found: Sequence[Finding]) -> TestCase:
-    from junitparser import Error, Failure, SystemOut, TestCase
+    from junitparser import Error, Failure, TestCase
 
     case = TestCase(_line(title(code)), _line(file))
     lines = [f"{finding.severity}: {sentence(finding)}" for finding in found]
@@ -71,18 +71,18 @@ def _case(file: str, code: str, found: Sequence[Finding]) -> TestCase:
             break
     else:
         if text:
-            case.append(SystemOut(_clean(text)))
+            case.system_out = _clean(text)
     return case
 
 
 def _command_case(report: Report, text: str, found: Sequence[Finding]) -> TestCase:
     """Passes, unless the command failed for a reason that no finding gives."""
-    from junitparser import Failure, SystemOut, TestCase
+    from junitparser import Failure, TestCase
 
     case = TestCase(_line(report.command), _line(report.source), sum(report.seconds.values()))
     if not report.ok and all(f.severity in ("warning", "info") for f in found):
         case.append(Failure(f"exit code {report.exit_code}", "exit-code"))
-    case.append(SystemOut(_clean(text)))
+    case.system_out = _clean(text)
     return case
 
 
