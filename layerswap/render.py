@@ -162,6 +162,12 @@ def _no_reference(artifact: Artifact) -> str:
     return f"no reference, so `verify` has nothing to compare with: {reason}"
 
 
+def rule_table(rules: Iterable[catalog.Rule], width: int | None) -> str:
+    """A line for each rule, with a newline at the end."""
+    rows = [(rule.code, rule.name, rule.severity, rule.summary, rule.needs) for rule in rules]
+    return _table(("code", "name", "severity", "a file in which", "only with"), rows, width) + "\n"
+
+
 def _plan_table(plan: SwapPlan, width: int | None) -> str:
     from rich.text import Text
 

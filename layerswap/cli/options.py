@@ -304,6 +304,8 @@ load_options = _grouped(
     click.option("--unsafe", is_flag=True, help="Run code that the file holds (Lambda layers)."),
 )
 
+debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+
 report_options = _grouped(
     "output",
     Output,
@@ -317,7 +319,7 @@ report_options = _grouped(
     click.option("--output-file", metavar="FILE", help="Where the report goes instead of stdout."),
     click.option("--force", is_flag=True, help="Replace existing files."),
     click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-    click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks."),
+    debug_option,
 )
 
 

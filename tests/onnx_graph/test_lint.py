@@ -143,7 +143,12 @@ CASES = {
         {"opset": 21},
         {},
     ),
-    "LS202": (GROUPNORM, GROUPNORM.replace("s2", "s4").replace("o2, z2", "o, z"), {}, {"groups": 4}),
+    "LS202": (
+        GROUPNORM,
+        GROUPNORM.replace("s2", "s4").replace("o2, z2", "o, z"),
+        {},
+        {"groups": 4},
+    ),
     "LS203": (EACH_CHANNEL, EACH_CHANNEL.replace("(x,", "(x2,"), {"shape": "1,4,1,1"}, {}),
     "LS204": (
         GROUPNORM.replace("back", "small"),
