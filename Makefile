@@ -22,7 +22,7 @@ OLDEST_PIP := $(OLDEST)/bin/python -m pip --quiet --no-input --disable-pip-versi
 
 PYTEST := -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-oldest mutations lint format clean
+.PHONY: demo test test-oldest mutations docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED_ALL)
@@ -36,6 +36,10 @@ test-oldest: $(INSTALLED_OLDEST)
 
 mutations: $(INSTALLED_TEST)
 	@$(BIN)/python tests/mutations.py
+
+docs: $(INSTALLED_TEST)
+	@$(BIN)/python -m layerswap.rulebook >docs/rules.md.new
+	@mv docs/rules.md.new docs/rules.md
 
 lint: $(INSTALLED_TEST)
 	@$(BIN)/ruff check .

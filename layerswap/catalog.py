@@ -8,7 +8,7 @@ never given to another rule, and one that goes is not used again.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -443,3 +443,5 @@ RULES: tuple[Rule, ...] = (
         )
     ),
 )
+
+BY_CODE: Mapping[str, Rule] = {rule.code: rule for rule in RULES}

@@ -50,6 +50,11 @@ def is_onnx(path: StrPath) -> bool:
     return Path(path).suffix == ".onnx" and not Path(path).is_dir()
 
 
+def kind_of(path: StrPath) -> catalog.FileKind:
+    """What rules say of a file: which of the two it is."""
+    return "onnx" if is_onnx(path) else "keras"
+
+
 def judge_weights(path: Path) -> Iterator[Finding]:
     """NaN, infinity, kernels and γ that are all zero in a Keras file: LS601 to LS603."""
     if path.is_dir():
@@ -83,8 +88,8 @@ def judge_weights(path: Path) -> Iterator[Finding]:
 
 def checked_report(checked: Checked, findings: Iterable[Finding], criteria: Criteria) -> Report:
     """The report on one file: of the findings those that are asked for, as severe as asked for."""
-    kind = "onnx" if is_onnx(checked.source) else "keras"
-    rules = tuple(r.code for r in catalog.RULES if kind in r.kinds and criteria.applies(r.code))
+    kind = kind_of(checked.source)
+    rules = tuple(rule.code for rule in catalog.RULES if criteria.covers(rule, kind))
     own = tuple(
         replace(
             finding,
@@ -101,7 +106,9 @@ def checked_report(checked: Checked, findings: Iterable[Finding], criteria: Crit
 def unreadable_report(path: StrPath, error: LoadError, criteria: Criteria) -> Report:
     """The report on a file that can't be read: nobody knows what is in it."""
     finding = catalog.find("unreadable").finding("", error.message, error.hint)
-    return checked_report(Checked(os.fspath(path), 0), [finding], criteria)
+    report = checked_report(Checked(os.fspath(path), 0), [finding], criteria)
+    (checked,) = report.checked
+    return replace(report, checked=(replace(checked, rules=(finding.code,)),))
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:

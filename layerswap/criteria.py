@@ -32,6 +32,8 @@ Dynamic = Literal["none", "batch", "any"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 # Rules that someone must ask for by name: of most files they would say the same.
 _OPT_IN = frozenset({"LS711"})
+# What the rules need that compare two files.
+_DIFF = "layerswap diff"
 # Nobody can look away from a file that nobody could look at.
 _ALWAYS = frozenset({"LS001"})
 
@@ -154,6 +156,33 @@ class Criteria(_Fields):
             named = [word for word in self.select if word.upper() != "ALL"]
             return code in catalog.chosen(named if code in _OPT_IN else self.select)
         return code not in _OPT_IN
+
+    def covers(self, rule: catalog.Rule, kind: catalog.FileKind) -> bool:
+        """Whether a rule can find anything in a file of a kind: it applies and has what it needs.
+
+        Args:
+            rule: any of the catalog.
+            kind: of the file.
+        """
+        if kind not in rule.kinds or not self.applies(rule.code):
+            return False
+        match rule.name:
+            case "groups-differ":
+                return self.policy is not None
+            case "opset-out-of-range":
+                return bool(self.min_opset or self.max_opset)
+            case "nonfinite-weights" | "zero-weights":
+                return self.weights
+            case "zero-gamma":
+                return self.weights or kind == "onnx"
+            case "parity" | "runtime-failed":
+                return bool(self.runtime or self.reference)
+            case "drift":
+                return self.max_drift is not None
+        runtime = rule.name.removeprefix("fails-in-")
+        if runtime != rule.name:
+            return runtime in self.target
+        return rule.needs != _DIFF
 
     def severity_of(self, code: str) -> Severity | None:
         """What the user says of a rule's severity; None where nothing."""

@@ -17,10 +17,10 @@ from layerswap.atomic import StrPath
 from layerswap.comparison import measure_drift
 from layerswap.criteria import Criteria
 from layerswap.errors import ExportError, LoadError, UsageError
+from layerswap.formats.results import describe_parity
 from layerswap.policy import Policy
 from layerswap.records import Finding, Report
 from layerswap.references import OTHER_FILE, load_reference, reference_path
-from layerswap.render import describe_parity
 from layerswap.verifying import report_parity
 
 # A process more takes about as long to start as these to check.

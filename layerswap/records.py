@@ -7,7 +7,7 @@ not JSON; all others go through `to_json` and `from_json`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -33,16 +33,21 @@ Array = NDArray[Any]
 Float64 = NDArray[np.float64]
 Severity = Literal["error", "undetermined", "warning", "info"]
 
-# JSON has no infinite numbers; a string stands for one.
-_INFINITE: ConfigDict = {"ser_json_inf_nan": "strings"}
+# JSON has no infinite numbers; a string stands for one in records with this configuration.
+INFINITE: ConfigDict = {"ser_json_inf_nan": "strings"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something to say about the model under check.
 
-    `code` is stable and kebab-case; `where` a layer path, node or file; `hint` the remedy; `file`
-    the one concerned, in a report on several. `undetermined` is what nobody could decide.
+    Attributes:
+        code: stable; a rule's, or kebab-case where there is no rule for it.
+        severity: "error" and "undetermined", which is what nobody could decide, fail the command.
+        where: a layer path, node or file.
+        message: what is so, without a stop at the end.
+        hint: the remedy, in sentences; empty where there is none.
+        file: the one concerned, in a report on several.
     """
 
     code: str
@@ -55,7 +60,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """A fact about a site that rules out a swap whatever the policy says."""
+    """A fact about a site that rules out a swap whatever the policy says.
+
+    Attributes:
+        code: stable and kebab-case.
+        reason: the fact, in words.
+    """
 
     code: str
     reason: str
@@ -127,12 +137,18 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """The site becomes a `GroupNormalization` with `config` (as Keras deserializes it).
+    """The site becomes a GroupNormalization.
 
-    `adaptive_epsilon` says that the policy leaves the epsilon to what was learned or, with
-    samples, to what fits best. `predicted` is the share of its output's variance that the layer
-    gets wrong if elements are independent (see `moments.predicted_error`); None where that can't
-    be said.
+    Attributes:
+        site: where, and what is there now.
+        config: the new layer's, as Keras deserializes it.
+        weights: how γ and β are computed.
+        notes: warnings about this swap.
+        adaptive_epsilon: whether the policy leaves the epsilon to what was learned or, with
+            samples, to what fits best.
+        predicted: the share of its output's variance that the layer gets wrong if elements are
+            independent (see `moments.predicted_error`); None where that can't be said.
+        kind: which decision this is.
     """
 
     site: Site
@@ -170,7 +186,13 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The site stays BatchNormalization because the user said so."""
+    """The site stays BatchNormalization because the user said so.
+
+    Attributes:
+        site: where.
+        reason: what the user said.
+        kind: which decision this is.
+    """
 
     site: Site
     reason: str
@@ -179,7 +201,15 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The site can't be swapped under this policy. `code` is stable and kebab-case."""
+    """The site can't be swapped under this policy.
+
+    Attributes:
+        site: where.
+        code: stable and kebab-case.
+        reason: why, with the numbers.
+        hint: the remedy; empty where there is none.
+        kind: which decision this is.
+    """
 
     site: Site
     code: str
@@ -200,6 +230,7 @@ class SwapPlan:
         policy: the policy's fields as plain data.
         decisions: one per site, in the order of the walk.
         findings: warnings about the model or about what the swap will mean.
+        schema: the version of this form; another one where a field went or means something else.
     """
 
     source: str
@@ -257,9 +288,13 @@ class Tolerance:
 
     The relative part is taken of the output's largest magnitude, not element by element: a
     float32 runtime rounds sums of large terms, also where they cancel.
+
+    Attributes:
+        absolute: in the units of the output.
+        relative: a share of the output's largest magnitude.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     absolute: float
     relative: float
@@ -269,11 +304,17 @@ class Tolerance:
 class Parity:
     """How near a runtime comes to the GN Keras model (rounding only).
 
-    `max_absolute` is the largest |a − b|; `max_relative` that over max|b|; `batches` the batch
-    sizes compared.
+    Attributes:
+        runtime: what ran the file.
+        max_absolute: the largest |a − b|.
+        max_relative: that over max|b|.
+        tolerance: what was tolerated.
+        batches: the batch sizes compared.
+        ok: whether all is within tolerance.
+        worst_output: the output furthest from it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     runtime: str
     max_absolute: float
@@ -288,11 +329,14 @@ class Parity:
 class Drift:
     """How far the GN model is from the BN model (not zero: GN uses per-sample statistics).
 
-    `relative_error` is ‖GN − BN‖ / ‖BN‖ over all outputs; `argmax_agreement` the share of
-    samples with the same arg-max, None where no output is a score vector.
+    Attributes:
+        relative_error: ‖GN − BN‖ / ‖BN‖ over all outputs.
+        argmax_agreement: the share of samples with the same arg-max; None where no output is a
+            score vector.
+        samples: how many were compared.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     relative_error: float
     argmax_agreement: float | None
@@ -301,9 +345,14 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """Another number of groups for a layer, and the error of the best fit with it."""
+    """Another number of groups for a layer.
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    Attributes:
+        groups: how many.
+        error: of the best fit with it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     groups: int
     error: float
@@ -332,7 +381,7 @@ class LayerFit:
         alternatives: what other numbers of groups would do, where that was asked for.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     path: str
     groups: int
@@ -366,7 +415,7 @@ class Calibration:
         distilled: steps of distillation up to the state that was kept; None without.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     samples: int
     held_out: int
@@ -393,7 +442,7 @@ class LayerAdvice:
         alternatives: other numbers of groups.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     path: str
     channels: int | None
@@ -426,8 +475,16 @@ class Advice:
 class Artifact:
     """A file or folder that was written.
 
-    `bytes` counts all files but the reference; `sha256` covers the bytes of the file at `path`,
-    None for a folder; `findings` say what there is to know about it.
+    Attributes:
+        path: where it is.
+        format: what it is.
+        bytes: of all files but the reference.
+        opset: of an ONNX file.
+        sha256: of the file at `path`; None for a folder.
+        reference: the file beside it with inputs and Keras's answers, if any.
+        parity: how near it comes to the Keras model, where it was run.
+        drift: from the BN model, where there was one.
+        findings: what there is to know about it.
     """
 
     path: str
@@ -472,9 +529,13 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One file that `check` looked at: how many layers, and the normalization layers in it.
+    """One file that `check` looked at.
 
-    `rules` are the codes of the rules that were applied.
+    Attributes:
+        source: the file.
+        examined: how many layers or nodes it has.
+        layers: those that normalize.
+        rules: the codes of the rules that were applied to it.
     """
 
     source: str
@@ -497,7 +558,7 @@ class Difference:
             difference.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     code: str
     where: str
@@ -511,7 +572,21 @@ class Difference:
 class Report:
     """What a command found and did; `ok` and `exit_code` follow from it.
 
-    `seconds` maps each stage to its wall-clock duration.
+    Attributes:
+        command: its name.
+        source: the file that it was given, or the model's name; several with commas between.
+        plan: what becomes of each BatchNormalization.
+        transfer: what became of each variable.
+        artifact: what was written.
+        parity: how near each runtime comes to the Keras model.
+        drift: how far the GN model is from the BN model.
+        calibration: what samples brought.
+        advice: whether to swap, and how.
+        findings: what there is to say.
+        seconds: stage → how long it took.
+        checked: the files that were looked at.
+        differences: in what two files differ.
+        schema: the version of this form; another one where a field went or means something else.
     """
 
     command: str
@@ -569,8 +644,32 @@ def _adapter(record: type) -> Any:
 
 def to_json(record: Any) -> str:
     """Any record without arrays as indented JSON."""
-    text: str = _adapter(type(record)).dump_json(record, indent=2).decode()
-    return text
+    from pydantic_core import PydanticSerializationError
+
+    adapter = _adapter(type(record))
+    try:
+        text: bytes = adapter.dump_json(record, indent=2)
+    except PydanticSerializationError:  # a file's name needs not be text
+        text = adapter.dump_json(_encodable(record), indent=2)
+    return text.decode()
+
+
+def encodable(text: str) -> str:
+    """The text with an escape for whatever no encoding has: bytes of a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_encodable, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: _encodable(getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **own)
+    return value
 
 
 def from_json(record: type[_R], text: str | bytes) -> _R:

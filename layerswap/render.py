@@ -1,4 +1,4 @@
-"""Records → text for people, JSON for machines."""
+"""Records → text for people; what is for machines is made elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from layerswap import catalog
+from layerswap.formats.results import describe_parity
 from layerswap.records import (
     Advice,
     Artifact,
@@ -18,7 +19,6 @@ from layerswap.records import (
     Decision,
     Finding,
     LayerRecord,
-    Parity,
     Refusal,
     Report,
     Swap,
@@ -35,16 +35,33 @@ FILE_WIDTH = 160
 
 
 def render(report: Report, report_format: str, width: int | None = None) -> str:
-    """The report as `text` or `json`, with a newline at the end.
+    """The report in one of `FORMATS`, with a newline at the end.
 
     Args:
         report: what a command found and did. The `plan` command's JSON is the plan itself.
-        report_format: `text` or `json`.
+        report_format: its name.
         width: of the terminal, in columns; None where there is none.
     """
-    if report_format == "json":
-        only_plan = report.command == "plan" and report.plan is not None
-        return f"{report.plan.to_json() if only_plan and report.plan else report.to_json()}\n"
+    match report_format:
+        case "json":
+            only_plan = report.command == "plan" and report.plan is not None
+            return f"{report.plan.to_json() if only_plan and report.plan else report.to_json()}\n"
+        case "junit":
+            from layerswap.formats.junit import to_junit
+
+            return to_junit(report, _text(report, None))
+        case "sarif":
+            from layerswap.formats.sarif import to_sarif
+
+            return to_sarif(report)
+        case "github":
+            from layerswap.formats.github import to_github
+
+            return to_github(report)
+    return _text(report, width)
+
+
+def _text(report: Report, width: int | None) -> str:
     parts = []
     if report.plan is not None:
         if report.command == "plan" or report.plan.refusals:
@@ -145,16 +162,10 @@ def _no_reference(artifact: Artifact) -> str:
     return f"no reference, so `verify` has nothing to compare with: {reason}"
 
 
-def describe_parity(parity: Parity) -> str:
-    """One line: the runtime, the largest differences and what was tolerated."""
-    limit = parity.tolerance
-    verdict = "reproduces the Keras model" if parity.ok else "DIFFERS from the Keras model"
-    batches = " and ".join(str(size) for size in parity.batches)
-    return (
-        f"{parity.runtime} {verdict} at batch size {batches}: largest difference "
-        f"{parity.max_absolute:.3g}, relative {parity.max_relative:.3g} "
-        f"(tolerance {limit.absolute:g} + {limit.relative:g} of the output's largest value)"
-    )
+def rule_table(rules: Iterable[catalog.Rule], width: int | None) -> str:
+    """A line for each rule, with a newline at the end."""
+    rows = [(rule.code, rule.name, rule.severity, rule.summary, rule.needs) for rule in rules]
+    return _table(("code", "name", "severity", "a file in which", "only with"), rows, width) + "\n"
 
 
 def _plan_table(plan: SwapPlan, width: int | None) -> str:

@@ -59,7 +59,14 @@ def run_command(*arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["convert", "--help"], ["verify", "--help"], ["plan", "-h"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["convert", "--help"],
+        ["verify", "--help"],
+        ["plan", "-h"],
+        ["rule", "-h"],
+    ],
     ids=" ".join,
 )
 def test_help_imports_next_to_nothing(arguments):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from layerswap.cli.converting import advise, convert, demo, export_model, plan
+from layerswap.cli.explaining import rule, schema
 from layerswap.cli.judging import check, verify
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -22,5 +23,5 @@ def cli() -> None:
     """
 
 
-for command in (plan, advise, convert, export_model, verify, check, demo):
+for command in (plan, advise, convert, export_model, verify, check, rule, schema, demo):
     cli.add_command(command)

@@ -9,6 +9,7 @@ import click
 
 from layerswap.cli.options import (
     Loading,
+    debug_option,
     distill_option,
     export_options,
     load_options,
@@ -167,7 +168,7 @@ def _starting_tensorflow(say: Any, loading: Loading, sampling: dict[str, Any]) -
 @click.command()
 @click.option("--finetune", is_flag=True, help="Also train on at batch size 2 and compare.")
 @click.option("--output-dir", metavar="DIR", help="Where the ONNX file goes. Default: demo-output.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+@debug_option
 def demo(finetune: bool, output_dir: str | None) -> int:
     """Convert a bundled digits network naively and matched, and show what each keeps."""
     from layerswap import exporting, verifying

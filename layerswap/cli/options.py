@@ -16,6 +16,7 @@ import click
 
 from layerswap.cli.reporting import Output
 from layerswap.errors import UsageError
+from layerswap.formats import FORMATS
 
 if TYPE_CHECKING:
     from layerswap.criteria import Criteria
@@ -303,20 +304,22 @@ load_options = _grouped(
     click.option("--unsafe", is_flag=True, help="Run code that the file holds (Lambda layers)."),
 )
 
+debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+
 report_options = _grouped(
     "output",
     Output,
     click.option(
         "--report-format",
-        type=click.Choice(["text", "json"]),
+        type=click.Choice(FORMATS),
         default="text",
         show_default=True,
-        help="How the report is written.",
+        help="How the report is written: for people, or for what reads it in CI.",
     ),
     click.option("--output-file", metavar="FILE", help="Where the report goes instead of stdout."),
     click.option("--force", is_flag=True, help="Replace existing files."),
     click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-    click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks."),
+    debug_option,
 )
 
 

@@ -75,8 +75,7 @@ class Output:
         from layerswap.render import render
 
         if self.output_file is None:
-            width = os.get_terminal_size().columns if sys.stdout.isatty() else None
-            _print(render(report, self.report_format, width))
+            print_text(render(report, self.report_format, terminal_width()))
         else:
             from layerswap.atomic import replacing
 
@@ -136,7 +135,17 @@ class _Lines:
         self._stage, self._said = stage, now
 
 
-def _print(text: str) -> None:
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None where it is none."""
+    return os.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_text(text: str) -> None:
+    """Writes to stdout; that nobody reads on is no error.
+
+    Raises:
+        ExportError: stdout can't be written to.
+    """
     try:
         click.echo(text, nl=False)
     except OSError as error:
