@@ -288,9 +288,7 @@ def double(x):
 def test_a_foreign_function_keeps_the_answer_open(layer, where, format, tmp_path):
     inputs = layers.Input((4,))
     _, findings = check_config_file(save(tf_keras.Model(inputs, layer()(inputs)), format, tmp_path))
-    assert [(f.severity, f.code, f.where) for f in findings] == [
-        ("undetermined", "LS003", where)
-    ]
+    assert [(f.severity, f.code, f.where) for f in findings] == [("undetermined", "LS003", where)]
 
 
 @pytest.mark.parametrize(
