@@ -514,7 +514,7 @@ class LayerRecord:
         dtype: what it computes in.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _INFINITE
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
     path: str
     class_name: str

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from layerswap.onnx_graph import facts_onnxruntime, facts_opencv, facts_openvino, facts_tensorrt
+from layerswap.onnx_graph.facts import Fact
 from layerswap.onnx_graph.views import GraphView
+
+FACTS: Mapping[str, tuple[Fact, ...]] = {
+    "onnxruntime": facts_onnxruntime.FACTS,
+    "openvino": facts_openvino.FACTS,
+    "opencv": facts_opencv.FACTS,
+    "tensorrt": facts_tensorrt.FACTS,
+}
 
 
 def failures(target: str, view: GraphView) -> Iterator[tuple[str, str, str]]:
-    """Place, message and remedy of each."""
-    yield from ()
+    """What of a graph is known to fail in a runtime.
+
+    Args:
+        target: one of `criteria.TARGETS`.
+        view: the graph.
+
+    Yields:
+        Place (empty for the file as a whole), message with its source, and remedy of each.
+    """
+    for fact in FACTS[target]:
+        yield from fact.failures(view)

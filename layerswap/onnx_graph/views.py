@@ -287,6 +287,8 @@ def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
 
 def dtype_name(data_type: int) -> str:
     """A tensor's type as NumPy calls it; empty where onnx doesn't know it."""
+    if data_type == onnx.TensorProto.BFLOAT16:
+        return "bfloat16"  # NumPy has none, and onnx up to 1.18 says float32
     try:
         return str(np.dtype(helper.tensor_dtype_to_np_dtype(data_type)))
     except (KeyError, TypeError, ValueError):
