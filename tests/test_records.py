@@ -15,6 +15,7 @@ from layerswap.records import (
     Artifact,
     Calibration,
     Checked,
+    Difference,
     Drift,
     Finding,
     LayerAdvice,
@@ -72,7 +73,8 @@ ARTIFACT = Artifact(
     Drift(math.inf, None, 4),
 )
 LAYER = LayerRecord("block/norm", "LayerNormalization", "keras.layers", ("Functional", "Block"))
-CHECKED = Checked("in.keras", 12, (LAYER,))
+CHECKED = Checked("in.keras", 12, (LAYER,), ("LS101",))
+DIFFERENCE = Difference("LS906", "conv/kernel", "differs", "1", None, {"relative": math.inf})
 OTHER = Alternative(2, math.inf)
 FIT = LayerFit("bn", 4, 0.5, "calibrated", 0.25, 0.125, 0.5, 0.01, 1.1, "a note", 0.01, (OTHER,))
 TIP = LayerAdvice("bn", 8, 2, 0.05, "fewer groups keep more", (OTHER,))
@@ -93,6 +95,7 @@ FULL = Report(
     findings=(NOTE,),
     seconds={"load": 0.25, "verify": 1.5},
     checked=(CHECKED,),
+    differences=(DIFFERENCE,),
 )
 EXAMPLES = [
     NOTE,
@@ -111,6 +114,7 @@ EXAMPLES = [
     ARTIFACT,
     LAYER,
     CHECKED,
+    DIFFERENCE,
     OTHER,
     FIT,
     CALIBRATION,

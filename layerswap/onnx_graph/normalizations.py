@@ -40,6 +40,8 @@ _EPSILONS = {
     "SkipGroupNorm": 1e-5,
 }
 _MICROSOFT = "com.microsoft"
+# scikit-learn's operators: what they call a Normalizer scales rows of features.
+_LEARNING = "ai.onnx.ml"
 # From here on GroupNormalization has a γ for each channel; before, for each group.
 _SCALE_PER_CHANNEL_OPSET = 21
 
@@ -87,7 +89,7 @@ def _read(place: Place) -> Iterator[Norm]:
         groups = _positive(attribute(place.node, "groups"))
         record = _described(place, channels=channels, groups=groups)
         yield Norm("group", record, place, place.input(1))
-    elif any(part in op_type for part in _NORMALIZES):
+    elif any(part in op_type for part in _NORMALIZES) and domain != _LEARNING:
         gamma = place.input(1) if place.is_a("LayerNormalization", "RMSNormalization") else ""
         yield Norm("other", _described(place), place, gamma)
     elif domain in STANDARD and (variance := find_division(place)) is not None:

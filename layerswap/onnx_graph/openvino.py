@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from layerswap.errors import MissingExtraError
 from layerswap.onnx_graph.signatures import read_signature
 from layerswap.records import Array
@@ -45,7 +47,9 @@ class OpenVino(Runtime):
     def _call(self, loaded: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         compiled, signature = loaded
         signature.check(inputs)
-        results = compiled(dict(inputs))
+        # It forgets inputs that its folding has made superfluous, and wants arrays of its own.
+        kept = {name for port in compiled.inputs for name in port.names}
+        results = compiled({n: np.require(a, None, "W") for n, a in inputs.items() if n in kept})
         return {name: results[index] for index, name in enumerate(signature.outputs)}
 
     def _reason(self, error: Exception) -> str:

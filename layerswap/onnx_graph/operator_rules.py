@@ -15,7 +15,13 @@ from layerswap.onnx_graph.views import STANDARD, Place
 from layerswap.records import Finding
 
 # Operators of these domains are in onnx itself.
-_PUBLIC = (*STANDARD, "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
+_PUBLIC = (
+    *STANDARD,
+    "ai.onnx.ml",
+    "ai.onnx.preview",
+    "ai.onnx.preview.training",
+    "ai.onnx.training",
+)
 # Runtimes whose operators are documented: by the beginning of their domain.
 _VENDORS = ("com.microsoft", "ai.onnx.contrib")
 _CODES = {

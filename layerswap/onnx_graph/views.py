@@ -305,6 +305,8 @@ def bytes_wanted(tensor: onnx.TensorProto) -> int | None:
     for bits in (2, 4):  # several values in a byte
         if name.startswith((f"INT{bits}", f"UINT{bits}", f"FLOAT{bits}")):
             return -(-int(count) * bits // 8)
+    if name.startswith(("BFLOAT16", "FLOAT8")):  # float32 for onnx up to 1.18
+        return int(count) * (2 if name == "BFLOAT16" else 1)
     return int(count * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 

@@ -358,3 +358,17 @@ def test_importing_the_room_loads_no_framework_and_no_runtime():
         "'onnxruntime', 'openvino', 'cv2', 'layerswap.keras_graph')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "reference"])
+def test_inputs_that_nothing_needs_and_scalars_that_can_t_be_written(name, tmp_path):
+    """A runtime may fold an input away: the shape of `x` is fixed."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    main (float[2,3] x, float s) => (int64[2] a, float b) { a = Shape (x) b = Neg (s) }"""
+    path = tmp_path / "m.onnx"
+    onnx.save(parser.parse_model(text), path)
+    scalar = np.array(2.0, np.float32)
+    scalar.flags.writeable = False
+    answer = open_runtime(name).session(path)({"x": np.zeros((2, 3), np.float32), "s": scalar})
+    np.testing.assert_array_equal(answer["a"], [2, 3])
+    assert answer["b"] == -2.0
