@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from layerswap import catalog
-from layerswap.records import Difference, Finding, Parity, Report
+from layerswap.records import Difference, Finding, Parity, Report, encodable
 
 
 def results(report: Report) -> list[Finding]:
@@ -63,6 +64,18 @@ def title(code: str) -> str:
 def sentence(finding: Finding) -> str:
     """Where, and what."""
     return f"{finding.where}: {finding.message}" if finding.where else finding.message
+
+
+def explained(file: str, findings: Iterable[Finding]) -> str:
+    """What is wrong with a file, for the message of a test: a line each, and each hint once."""
+    lines: list[str] = []
+    hints: dict[str, None] = {}
+    for code, alike in groupby(findings, lambda finding: finding.code):
+        lines.append(f"{file}: {title(code)}")
+        for finding in alike:
+            lines.append(f"  {finding.severity}: {sentence(finding)}")
+            hints[finding.hint] = None
+    return encodable("\n".join([*lines, *(f"  hint: {hint}" for hint in hints if hint)]))
 
 
 def relative_path(file: str) -> Path:
