@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from layerswap.onnx_graph.views import bytes_wanted, dtype_name
+from layerswap.onnx_graph.tensors import bytes_wanted, dtype_name
 from layerswap.records import Array
 
 
@@ -61,17 +61,22 @@ def is_within(location: str, folder: Path) -> bool:
         return False
 
 
-def read(tensor: onnx.TensorProto, path: Path) -> Array | None:
-    """A tensor's values, mapped, not copied; None where they aren't there or aren't numbers."""
+def read(tensor: onnx.TensorProto, folder: Path) -> Array | None:
+    """A tensor's values, mapped, not copied; None where they aren't there or aren't numbers.
+
+    Args:
+        tensor: one whose values are outside the file.
+        folder: the model's.
+    """
     entry, wanted = read_entry(tensor), bytes_wanted(tensor)
     name = dtype_name(tensor.data_type)
-    if entry is None or wanted is None or not name or not is_within(entry.location, path.parent):
+    if entry is None or wanted is None or not name or not is_within(entry.location, folder):
         return None
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).newbyteorder("<")
     count = math.prod(tensor.dims)
     if wanted != count * dtype.itemsize:  # several values in a byte
         return None
-    place = path.parent / entry.location
+    place = folder / entry.location
     try:
         if entry.offset + wanted > place.stat().st_size:
             return None

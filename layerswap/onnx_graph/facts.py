@@ -113,7 +113,8 @@ def number(place: Place, name: str, default: float = 0) -> float:
 
 def numbers(place: Place, name: str) -> list[int]:
     """An attribute that is a list of integers; empty where there is none."""
-    return [value for value in attribute(place.node, name, []) if isinstance(value, int)]
+    values = attribute(place.node, name, [])
+    return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 
 
 def array(place: Place, index: int) -> Array | None:

@@ -194,7 +194,7 @@ FACTS: tuple[Fact, ...] = (
             when=lambda place: (
                 bool(same_padding(place))
                 and attribute(place.node, "output_shape") is None
-                and any(step > 1 for step in attribute(place.node, "strides", []))
+                and any(step > 1 for step in numbers(place, "strides"))
             ),
         ),
         "OpenCV's output has another size than input times stride, which ONNX defines for "

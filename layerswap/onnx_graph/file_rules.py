@@ -15,7 +15,7 @@ from layerswap.errors import LoadError
 from layerswap.onnx_graph import external
 from layerswap.onnx_graph.normalizations import Norm
 from layerswap.onnx_graph.subjects import Subject
-from layerswap.onnx_graph.views import bytes_wanted
+from layerswap.onnx_graph.tensors import bytes_wanted
 from layerswap.records import Finding
 from layerswap.references import OTHER_FILE, fingerprint, load_reference, reference_path
 

@@ -54,9 +54,9 @@ def use_counts(graph: onnx.GraphProto) -> Counter[str]:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Value of a node's attribute, or `default` where it has none."""
+    """Value of a node's attribute, or `default` where it has none of a known type."""
     for candidate in node.attribute:
-        if candidate.name == name:
+        if candidate.name == name and candidate.type != onnx.AttributeProto.UNDEFINED:
             return onnx.helper.get_attribute_value(candidate)
     return default
 

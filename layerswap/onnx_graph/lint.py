@@ -40,7 +40,7 @@ def check_onnx_file(
     Raises:
         LoadError: it is no ONNX file.
     """
-    view = GraphView(read_model(path))
+    view = GraphView(read_model(path), Path(path).parent)
     norms = find_norms(view)
     subject = Subject(Path(path), view, norms, criteria)
     rules = (*_RULES, weight_rules.judge_weights) if criteria.weights else _RULES

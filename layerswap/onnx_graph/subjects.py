@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from layerswap.criteria import Criteria
 from layerswap.onnx_graph import external
 from layerswap.onnx_graph.normalizations import Norm
-from layerswap.onnx_graph.views import GraphView, Place, Scope, decode
+from layerswap.onnx_graph.tensors import decode
+from layerswap.onnx_graph.views import GraphView, Place, Scope
 from layerswap.records import Array
 
 
@@ -27,14 +28,13 @@ class Subject:
     view: GraphView
     norms: list[Norm]
     criteria: Criteria
-    _outside: dict[str, Array | None] = field(default_factory=dict)
 
     def value(self, name: str, scope: Scope) -> Array | None:
         """A constant's value; from outside the file only where weights are to be read."""
         tensor = scope.tensor(name)
         if tensor is None or not external.is_outside(tensor):
             return scope.array(name) if tensor is None else decode(tensor)
-        return external.read(tensor, self.path) if self.criteria.weights else None
+        return external.read(tensor, self.path.parent) if self.criteria.weights else None
 
 
 def inside(place: Place) -> str:

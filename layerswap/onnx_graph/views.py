@@ -7,16 +7,18 @@ inferred are unknown.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import helper, shape_inference
 
+from layerswap.onnx_graph import external
 from layerswap.onnx_graph.graphs import attribute, reads, subgraphs
+from layerswap.onnx_graph.tensors import decode, dtype_name, size_of
 from layerswap.records import Array, LayerRecord
 
 STANDARD = ("", "ai.onnx")
@@ -54,9 +56,13 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class Scope:
-    """The names of one graph, body or function, and behind them those of what it lies in."""
+    """The names of one graph, body or function, and behind them those of what it lies in.
+
+    `folder` is where values outside the file are looked for; None: nowhere.
+    """
 
     outer: Scope | None
+    folder: Path | None
     tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
     makers: dict[str, Place] = field(default_factory=dict)
@@ -99,7 +105,11 @@ class Scope:
         return None if name in home.fed else home.tensors.get(name)
 
     def array(self, name: str) -> Array | None:
-        """The value of a small constant; None where it is large, outside the file or damaged."""
+        """The value of a small constant; None where it is large or damaged.
+
+        Some files have even short vectors outside, such as the mean and the variance by which an
+        affine is told from a BatchNormalization: those are read there.
+        """
         if name not in self._values:
             self._values[name] = self._read(name)
         return self._values[name]
@@ -109,8 +119,12 @@ class Scope:
         if place is not None and place.is_a("Identity"):  # one is enough, and no circle
             name, place = place.input(0), self.maker(place.input(0))
         tensor = self.tensor(name)
+        if tensor is not None and size_of(tensor) > _SMALL_BYTES:
+            return None
+        if tensor is not None and external.is_outside(tensor):
+            return None if self.folder is None else external.read(tensor, self.folder)
         if tensor is not None:
-            return decode(tensor) if size_of(tensor) <= _SMALL_BYTES else None
+            return decode(tensor)
         if place is not None and place.is_a("Constant"):
             for key in ("value_float", "value_int", "value_floats", "value_ints"):
                 value = attribute(place.node, key)
@@ -149,6 +163,7 @@ class GraphView:
 
     Args:
         model: as it was read; not changed. Weights may lie outside.
+        folder: where these are.
 
     Attributes:
         model: the same.
@@ -159,8 +174,9 @@ class GraphView:
         main: the names of the main graph.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, folder: Path | None = None) -> None:
         self.model = model
+        self.folder = folder
         self.functions = {(f.domain, f.name) for f in model.functions}
         self.light = _inferred(model)
         self.places: list[Place] = []
@@ -172,7 +188,7 @@ class GraphView:
         self.main.fed = own
         for function in model.functions:
             imports = {**versions, **_versions(function.opset_import)}
-            scope = Scope(None, fed=set(function.input))
+            scope = Scope(None, folder, fed=set(function.input))
             self._nodes(function.node, scope, (function.name,), function.name, imports)
         for number, training in enumerate(model.training_info):
             for graph in (training.initialization, training.algorithm):
@@ -202,7 +218,7 @@ class GraphView:
         versions: Mapping[str, int],
     ) -> Scope:
         fed = {value.name for value in graph.input}
-        scope = Scope(outer, {t.name: t for t in graph.initializer}, fed=fed)
+        scope = Scope(outer, self.folder, {t.name: t for t in graph.initializer}, fed=fed)
         for values in (graph.input, graph.value_info, graph.output):
             scope.types.update((value.name, value.type) for value in values)
         self._nodes(graph.node, scope, parents, path, versions)
@@ -250,8 +266,7 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.sparse_initializer.extend(source.sparse_initializer)
     fed = {value.name for value in source.input}
     for tensor in source.initializer:
-        outside = tensor.data_location == onnx.TensorProto.EXTERNAL
-        if not outside and size_of(tensor) <= _LIGHT_BYTES:
+        if not external.is_outside(tensor) and size_of(tensor) <= _LIGHT_BYTES:
             graph.initializer.append(tensor)
         elif tensor.name not in fed:
             shape = list(tensor.dims)
@@ -280,48 +295,3 @@ def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
         yield node.domain, node.op_type
         for body in subgraphs(node):
             yield from _called(body.node)
-
-
-# --- tensors ------------------------------------------------------------------------------
-
-
-def dtype_name(data_type: int) -> str:
-    """A tensor's type as NumPy calls it; empty where onnx doesn't know it."""
-    if data_type == onnx.TensorProto.BFLOAT16:
-        return "bfloat16"  # NumPy has none, and onnx up to 1.18 says float32
-    try:
-        return str(np.dtype(helper.tensor_dtype_to_np_dtype(data_type)))
-    except (KeyError, TypeError, ValueError):
-        return ""
-
-
-def bytes_wanted(tensor: onnx.TensorProto) -> int | None:
-    """How many bytes a tensor's values take as raw data; None where that isn't fixed."""
-    if tensor.data_type not in onnx.TensorProto.DataType.values():
-        return None
-    name, count = onnx.TensorProto.DataType.Name(tensor.data_type), math.prod(tensor.dims)
-    if not dtype_name(tensor.data_type) or name == "STRING" or min(tensor.dims, default=0) < 0:
-        return None
-    for bits in (2, 4):  # several values in a byte
-        if name.startswith((f"INT{bits}", f"UINT{bits}", f"FLOAT{bits}")):
-            return -(-int(count) * bits // 8)
-    if name.startswith(("BFLOAT16", "FLOAT8")):  # float32 for onnx up to 1.18
-        return int(count) * (2 if name == "BFLOAT16" else 1)
-    return int(count * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
-
-
-def size_of(tensor: onnx.TensorProto) -> int:
-    """About how many bytes a tensor holds, whatever its dimensions say."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return bytes_wanted(tensor) or 0
-    return int(tensor.ByteSize())
-
-
-def decode(tensor: onnx.TensorProto) -> Array | None:
-    """A tensor's value; None where it lies outside the file or contradicts itself."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return None
-    try:
-        return numpy_helper.to_array(tensor)
-    except Exception:  # NumPy's or onnx's, for whatever a damaged tensor holds
-        return None

@@ -10,7 +10,7 @@ import onnx
 from layerswap import catalog
 from layerswap.onnx_graph import external
 from layerswap.onnx_graph.subjects import Subject
-from layerswap.onnx_graph.views import decode
+from layerswap.onnx_graph.tensors import decode
 from layerswap.records import Array, Finding
 
 # At which input an operator has its kernels.
@@ -51,7 +51,11 @@ def judge_weights(subject: Subject) -> Iterator[Finding]:
 
 
 def _values(tensor: onnx.TensorProto, subject: Subject) -> Array | None:
-    values = external.read(tensor, subject.path) if external.is_outside(tensor) else decode(tensor)
+    values = (
+        external.read(tensor, subject.path.parent)
+        if external.is_outside(tensor)
+        else decode(tensor)
+    )
     return values if values is not None and is_number(values) else None
 
 

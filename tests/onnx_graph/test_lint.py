@@ -537,6 +537,27 @@ def test_weights_outside_are_read_on_request_only(tmp_path):
     assert finding.message.startswith("16 of its 16 values")
 
 
+@pytest.mark.parametrize("weights", [False, True])
+def test_an_affine_whose_vectors_are_outside(weights, tmp_path):
+    """Exporters move all but the shortest tensors out of the file."""
+    wide = 300
+    model = parser.parse_model(
+        graph(GROUPNORM, shape=f"1,{wide},3,3").replace("4, 3, 3", f"{wide}, 3, 3")
+    )
+    for name, value in (("g", 2.0), ("z", 0.0), ("o", 1.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(wide, value, "f4"), name))
+    kept = [n for n in model.graph.node if n.output[0] not in ("g", "z", "o")]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="m.data")
+    assert (tmp_path / "m.data").stat().st_size >= 3 * 4 * wide
+    assert ls.check(path, weights=weights, dynamic="any", select="LS1").findings == ()
+    (tmp_path / "m.data").unlink()
+    found = ls.check(path, weights=weights, dynamic="any", select="LS1,LS702").findings
+    assert [f.code for f in found] == ["LS101", "LS702"]
+
+
 def test_zero_weights_outside(tmp_path):
     findings = ls.check(outside(tmp_path, value=0.0), weights=True).findings
     assert [f.code for f in findings] == ["LS602"]
