@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from layerswap.conversion import advise as advise
     from layerswap.conversion import check as check
     from layerswap.conversion import convert as convert
+    from layerswap.differing import diff as diff
     from layerswap.errors import LayerswapError as LayerswapError
     from layerswap.exporting import Converted as Converted
     from layerswap.exporting import export as export
@@ -33,6 +34,7 @@ _HOMES = {
     "calibrate": "layerswap.swapping",
     "check": "layerswap.conversion",
     "convert": "layerswap.conversion",
+    "diff": "layerswap.differing",
     "export": "layerswap.exporting",
     "load": "layerswap.swapping",
     "plan": "layerswap.swapping",

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from layerswap.difference_text import render_differences
 from layerswap.records import (
     Advice,
     Artifact,
@@ -40,6 +41,8 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
     if report_format == "json":
         only_plan = report.command == "plan" and report.plan is not None
         return f"{report.plan.to_json() if only_plan and report.plan else report.to_json()}\n"
+    if report.command == "diff":
+        return f"{render_differences(report)}\n"
     parts = []
     if report.plan is not None:
         if report.command == "plan" or report.plan.refusals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from layerswap.cli.comparing import diff
 from layerswap.cli.converting import advise, convert, demo, export_model, plan
 from layerswap.cli.judging import check, verify
 
@@ -22,5 +23,5 @@ def cli() -> None:
     """
 
 
-for command in (plan, advise, convert, export_model, verify, check, demo):
+for command in (plan, advise, convert, export_model, verify, check, diff, demo):
     cli.add_command(command)
