@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from layerswap.conversion import advise as advise
     from layerswap.conversion import convert as convert
     from layerswap.criteria import Criteria as Criteria
+    from layerswap.differing import diff as diff
     from layerswap.errors import LayerswapError as LayerswapError
     from layerswap.exporting import Converted as Converted
     from layerswap.exporting import export as export
@@ -35,6 +36,7 @@ _HOMES = {
     "calibrate": "layerswap.swapping",
     "check": "layerswap.linting",
     "convert": "layerswap.conversion",
+    "diff": "layerswap.differing",
     "export": "layerswap.exporting",
     "load": "layerswap.swapping",
     "plan": "layerswap.swapping",

@@ -434,12 +434,13 @@ RULES: tuple[Rule, ...] = (
             ("LS901", "swapped", "a BatchNormalization became a GroupNormalization"),
             ("LS902", "added", "a layer, operator or input is only in the second"),
             ("LS903", "removed", "a layer, operator or input is only in the first"),
-            ("LS904", "changed", "a layer or operator has other settings"),
+            ("LS904", "changed", "a layer, operator or policy has other settings"),
             ("LS905", "interface-changed", "an input or output has another name, type or shape"),
             ("LS906", "weights-changed", "weights differ"),
             ("LS907", "opset-changed", "the operators are those of another opset"),
             ("LS908", "decision-changed", "a plan decides otherwise"),
             ("LS909", "metadata-changed", "the metadata differ"),
+            ("LS910", "not-compared", "something could not be compared"),
         )
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,9 +15,12 @@ from layerswap.atomic import StrPath
 from layerswap.config_files import check_config_file
 from layerswap.criteria import Criteria
 from layerswap.errors import LoadError
-from layerswap.keras_weights import is_gamma, is_kernel, names_of, open_weights, read_weight
+from layerswap.keras_files import read_config
+from layerswap.keras_layers import read_layers
+from layerswap.keras_weights import Weight, open_weights
 from layerswap.layer_rules import judge_layer
 from layerswap.records import Checked, Finding, Report
+from layerswap.weight_norms import widened
 
 
 def check_file(path: StrPath, criteria: Criteria, proof: Iterable[Finding] = ()) -> Report:
@@ -65,25 +69,40 @@ def judge_weights(path: Path) -> Iterator[Finding]:
             severity="undetermined",
         )
         return
-    with open_weights(path) as file:
-        names = names_of(file)
-        for name in names:
-            values = read_weight(file, name)
-            if values is None or not values.size:
-                continue
-            bad = int(np.count_nonzero(~np.isfinite(values)))
-            if bad:
-                yield catalog.find("nonfinite-weights").finding(
-                    name, f"{bad} of its {values.size} values are NaN or infinite"
-                )
-            folder = name.rpartition("/")[0]
-            siblings = sum(other.rpartition("/")[0] == folder for other in names)
-            if np.any(values):
-                continue
-            if is_gamma(name, siblings):
-                yield catalog.find("zero-gamma").finding(name, f"all {values.size} values are 0")
-            elif is_kernel(name, values.ndim):
-                yield catalog.find("zero-weights").finding(name, f"all {values.size} values are 0")
+    try:
+        with open_weights(path, read_layers(read_config(path))) as layers:
+            for layer, weights in layers.items():
+                for weight in weights:
+                    yield from _judge_weight(layer, weight)
+    except LoadError as error:
+        error.where = error.where or os.fspath(path)
+        raise
+    except Exception as error:  # h5py's and others', for whatever a damaged file holds
+        raise LoadError(
+            f"its weights can't be read: {type(error).__name__}",
+            where=os.fspath(path),
+            hint="It is damaged: copy or save it again.",
+        ) from error
+
+
+def _judge_weight(layer: str, weight: Weight) -> Iterator[Finding]:
+    where = f"{layer}/{weight.name}" if layer else weight.name
+    bad, zero = 0, True
+    for part in weight.rows():
+        values = widened(part)
+        bad += int(np.count_nonzero(~np.isfinite(values)))
+        zero = zero and not np.any(values)
+    count = math.prod(weight.shape)
+    if bad:
+        yield catalog.find("nonfinite-weights").finding(
+            where, f"{bad} of its {count} values are NaN or infinite"
+        )
+    if not zero or not count:
+        return
+    if weight.name == "gamma":
+        yield catalog.find("zero-gamma").finding(where, f"all {count} values are 0")
+    elif weight.is_kernel:
+        yield catalog.find("zero-weights").finding(where, f"all {count} values are 0")
 
 
 def checked_report(checked: Checked, findings: Iterable[Finding], criteria: Criteria) -> Report:

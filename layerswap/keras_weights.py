@@ -1,91 +1,291 @@
-"""Reads the weights of `.keras` and `.h5` files without TensorFlow, one array at a time."""
+"""The weights of Keras files by layer, read piece by piece without TensorFlow.
+
+Nothing in a file is trusted: other files are not followed, and nothing is read that claims to be
+larger than what is there.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from layerswap import weight_norms
 from layerswap.errors import LoadError
+from layerswap.keras_layers import Layer
 from layerswap.records import Array
 
 _WEIGHTS = "model.weights.h5"
-# What an optimizer keeps is no weight of the model.
-_OPTIMIZER = re.compile(r"(optimizer|optimizer_weights)(/|$)")
+# Deflate and gzip don't do better than this.
+_MOST_COMPRESSION = 1_100
+_SMALL = 1 << 27
+# What a `.keras` file numbers, in that order.
+_NAMES = {
+    "GroupNormalization": ("gamma", "beta"),
+    "LayerNormalization": ("gamma", "beta"),
+    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "SyncBatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "DepthwiseConv2D": ("depthwise_kernel", "bias"),
+    "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
+    "Dense": ("kernel", "bias"),
+}
+_UNSET = {"gamma": "scale", "beta": "center", "bias": "use_bias"}
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight in an open file.
+
+    Attributes:
+        name: its own, unique in the layer; a number where the file says no more.
+        data: the HDF5 dataset.
+    """
+
+    name: str
+    data: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+        return tuple(self.data.shape)
+
+    def __str__(self) -> str:
+        return f"{self.data.dtype}[{', '.join(map(str, self.shape))}]"
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a kernel or a table; a weight without a name, if it is the first."""
+        named = self.name.rpartition("/")[2].endswith(("kernel", "embeddings"))
+        return len(self.shape) > 1 and (named or self.name == "0")
+
+    def comparable(self, other: Weight) -> bool:
+        """Whether both have one type and shape."""
+        return str(self) == str(other)
+
+    def rows(self) -> Iterator[Array]:
+        """Its values in order, flat, some at a time."""
+        if not self.shape:
+            yield np.asarray(self.data[()]).reshape(1)
+            return
+        step = max(1, weight_norms.PIECE // max(1, int(np.prod(self.shape[1:]))))
+        for start in range(0, self.shape[0], step):
+            yield self.data[start : start + step].reshape(-1)
+
+
+def norms(pairs: Iterable[tuple[Weight, Weight]]) -> dict[str, float]:
+    """The norms of a `Difference` of weights taken as one; of equal types and shapes."""
+    rows = (
+        part
+        for one, other in pairs
+        if one.data.size
+        for part in zip(one.rows(), other.rows(), strict=True)
+    )
+    return weight_norms.compare(rows)
+
+
+def has_names(path: Path) -> bool:
+    """Whether a file keeps weights by name; `.keras` files number them."""
+    import h5py
+
+    return bool(h5py.is_hdf5(path))  # early tf_keras wrote HDF5 under .keras, too
 
 
 @contextmanager
-def open_weights(path: Path) -> Iterator[Any]:
-    """The HDF5 file with a Keras file's weights, as h5py gives it.
-
-    Raises:
-        LoadError: there is none, or it is damaged.
-    """
-    import h5py
-
-    try:
-        if h5py.is_hdf5(path):
-            with h5py.File(path, "r") as file:
-                yield file
-        else:
-            # Stored, not packed, so that it can be read in place and no bomb hides in it.
-            with zipfile.ZipFile(path) as archive:
-                if archive.getinfo(_WEIGHTS).compress_type != zipfile.ZIP_STORED:
-                    raise LoadError(f"its {_WEIGHTS} is packed", where=str(path))
-                with archive.open(_WEIGHTS) as stream, h5py.File(stream, "r") as file:
-                    yield file
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise LoadError(
-            f"its weights can't be read: {type(error).__name__}",
-            where=str(path),
-            hint="It is damaged: copy or save it again.",
-        ) from error
-
-
-def names_of(file: Any) -> list[str]:
-    """The paths of all weights, in order; those of the optimizer are left out."""
-    import h5py
-
-    found: list[str] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and not _OPTIMIZER.match(name):
-            found.append(name)
-
-    file.visititems(visit)
-    return found
-
-
-def read_weight(file: Any, name: str) -> Array | None:
-    """A weight's values; None where they lie outside the file or aren't numbers."""
-    dataset = file[name]
-    if dataset.external or dataset.is_virtual or dataset.dtype.kind not in "fiub":
-        return None  # bfloat16, for one, is a type of HDF5's own
-    values: Array = np.asarray(dataset[()])
-    return values
-
-
-def is_gamma(name: str, siblings: int) -> bool:
-    """Whether a weight is the γ of a normalization layer.
+def open_weights(path: Path, model: Layer) -> Iterator[dict[str, list[Weight]]]:
+    """The weights of a file by the path of their layer, in the order of the file.
 
     Args:
-        name: its path in the file.
-        siblings: how many weights the layer has. `.keras` files number weights: γ is the first of
-            two (γ, β) or of four (γ, β, mean, variance).
+        path: a `.keras`, `.h5` or `.hdf5` file.
+        model: the layers in it, under the paths of its configuration.
+
+    Raises:
+        LoadError: there are none, or they claim to be larger than what is there.
     """
-    if re.search(r"(^|/)gamma(:0)?$", name):
+    import h5py
+
+    with ExitStack() as stack:
+        stream: Any = path
+        if not has_names(path):
+            stream = stack.enter_context(_unzipped(path))
+        file = stack.enter_context(h5py.File(stream, "r"))
+        if "model_config" in file.attrs:
+            yield _by_group(file, model)
+        else:
+            yield _by_place(file, model)
+
+
+# --- .keras: weights by number, under a place for each layer -------------------------------
+
+
+def _by_place(file: Any, model: Layer) -> dict[str, list[Weight]]:
+    layers = {layer.place: layer for layer in model.all()}
+    found: dict[str, list[Weight]] = defaultdict(list)
+
+    def visit(name: str, item: Any) -> None:
+        if not hasattr(item, "shape"):
+            return
+        place, _, rest = name.rpartition("vars/")
+        place = place.rstrip("/")
+        inner: list[str] = []
+        while place not in layers:
+            place, _, part = place.rpartition("/")
+            inner.insert(0, part)
+        if not place and inner[:1] in (["optimizer"], ["metrics"]):
+            return  # how it was trained, not what it is
+        layer = layers[place]
+        own = "/".join((*inner, rest if inner else _named(layer, rest)))
+        found[layer.path].append(Weight(own, _sound(item)))
+
+    file.visititems(visit)  # doesn't follow links out of the file
+    return {path: sorted(weights, key=_order) for path, weights in found.items()}
+
+
+def _order(weight: Weight) -> list[tuple[int, str]]:
+    parts = weight.data.name.split("/")
+    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
+
+
+def _named(layer: Layer, number: str) -> str:
+    """What the numbered weight of a layer is called where that is known."""
+    names = _NAMES.get(layer.class_name, ())
+    if re.fullmatch(r"Conv\dD(Transpose)?", layer.class_name):
+        names = ("kernel", "bias")
+    names = tuple(n for n in names if layer.settings.get(_UNSET.get(n, "")) is not False)
+    return names[int(number)] if number.isdecimal() and int(number) < len(names) else number
+
+
+# --- .h5: weights by name, under a group for each layer of the model itself -----------------
+
+
+def _by_group(file: Any, model: Layer) -> dict[str, list[Weight]]:
+    groups = file.get("model_weights")
+    found: dict[str, list[Weight]] = defaultdict(list)
+    for layer in model.children:
+        group = groups.get(layer.name) if groups is not None else None
+        listed = group.attrs.get("weight_names", ()) if group is not None else ()
+        leaves = [inner for inner in layer.all() if not inner.children]
+        for name in [n.decode() if isinstance(n, bytes) else str(n) for n in listed]:
+            data = _inside(group, name)
+            holder, own = _holder(layer, leaves, name.removesuffix(":0"))
+            found[holder.path].append(Weight(own, data))
+    return {path: _apart(weights) for path, weights in found.items()}
+
+
+def _holder(layer: Layer, leaves: list[Layer], name: str) -> tuple[Layer, str]:
+    """The layer whose weight it is, as far as its name says, and what it is called there."""
+    above, _, own = name.rpartition("/")
+    if len(leaves) == 1 and (above in ("", layer.name) or layer is leaves[0]):
+        return leaves[0], own
+    matches = [leaf for leaf in leaves if above in (leaf.name, leaf.path)]
+    return (matches[0], own) if len(matches) == 1 else (layer, name)
+
+
+def _apart(weights: list[Weight]) -> list[Weight]:
+    seen: Counter[str] = Counter()
+    result = []
+    for weight in weights:
+        seen[weight.name] += 1
+        number = seen[weight.name]
+        result.append(Weight(f"{weight.name}#{number}" if number > 1 else weight.name, weight.data))
+    return result
+
+
+def _inside(group: Any, name: str) -> Any:
+    """A dataset of the group, not one that a link takes from elsewhere."""
+    import h5py
+
+    here = group
+    for part in name.split("/"):
+        link = here.get(part, getlink=True) if isinstance(here, h5py.Group) else None
+        if not isinstance(link, h5py.HardLink):
+            raise LoadError(
+                f"its weight '{name}' is missing, or a link to elsewhere",
+                hint="The file is damaged: copy or save it again.",
+            )
+        here = here[part]
+    return _sound(here)
+
+
+# --- what is not to be trusted ------------------------------------------------------------
+
+
+def _sound(data: Any) -> Any:
+    """The dataset, if it is one that holds what it claims to hold."""
+    shape = getattr(data, "shape", None)
+    kind = None if shape is None else data.dtype
+    number = kind is not None and (kind.kind in "fiubc" or kind.str == "|V2")  # bfloat16
+    if not number or data.is_virtual or data.external:
+        raise LoadError(f"'{data.name}' in it is no weight", hint="Copy or save it again.")
+    size = data.size * data.dtype.itemsize
+    if size > _SMALL and size > _MOST_COMPRESSION * data.id.get_storage_size():
+        raise LoadError(
+            f"its weight '{data.name}' claims {size:,} bytes that aren't there",
+            hint="It is damaged, or made to fill the memory, and was not read.",
+        )
+    return data
+
+
+@contextmanager
+def _unzipped(path: Path) -> Iterator[IO[bytes]]:
+    """The HDF5 file in a `.keras` file: where it lies if it is stored as it is, else unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(_WEIGHTS)
+        if entry.compress_type == zipfile.ZIP_STORED:
+            with path.open("rb") as file:
+                yield io.BufferedReader(_Window(file, _start(file, entry), entry.file_size))
+            return
+        if entry.file_size > max(_SMALL, _MOST_COMPRESSION * entry.compress_size):
+            raise LoadError(
+                f"its {_WEIGHTS} would unpack to {entry.file_size:,} bytes",
+                hint="It looks like a decompression bomb and was not opened.",
+            )
+        with archive.open(entry) as packed, tempfile.TemporaryFile() as unpacked:
+            while part := packed.read(1 << 20):
+                unpacked.write(part)
+            unpacked.seek(0)
+            yield unpacked
+
+
+def _start(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of an entry begin: behind a header with two texts of its own lengths."""
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    return entry.header_offset + len(header) + lengths
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
         return True
-    numbered = re.search(r"(^|/)(batch|group|layer|sync_batch)_normalization(_\d+)?/vars/0$", name)
-    return numbered is not None and siblings in (2, 4)
 
+    def seekable(self) -> bool:
+        return True
 
-def is_kernel(name: str, rank: int) -> bool:
-    """Whether a weight is a kernel or table: those of `.keras` files come first in their layer."""
-    named = re.search(r"(kernel|embeddings)(:0)?$", name)
-    numbered = re.search(r"/vars/0$", name) and not re.search(r"_normalization(_\d+)?/vars", name)
-    return rank > 1 and bool(named or numbered)
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self._size - self._position))
+        self._file.seek(self._start + self._position)
+        part = self._file.read(wanted)
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from layerswap import catalog
+from layerswap.difference_text import render_differences
 from layerswap.formats.results import describe_parity
 from layerswap.records import (
     Advice,
@@ -62,6 +63,8 @@ def render(report: Report, report_format: str, width: int | None = None) -> str:
 
 
 def _text(report: Report, width: int | None) -> str:
+    if report.command == "diff":
+        return f"{render_differences(report)}\n"
     parts = []
     if report.plan is not None:
         if report.command == "plan" or report.plan.refusals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from layerswap.cli.comparing import diff
 from layerswap.cli.converting import advise, convert, demo, export_model, plan
 from layerswap.cli.explaining import rule, schema
 from layerswap.cli.judging import check, verify
@@ -23,5 +24,5 @@ def cli() -> None:
     """
 
 
-for command in (plan, advise, convert, export_model, verify, check, rule, schema, demo):
+for command in (plan, advise, convert, export_model, verify, check, diff, rule, schema, demo):
     cli.add_command(command)

@@ -16,6 +16,7 @@ from layerswap.onnx_graph.facts import (
     interface,
     made_by,
     number,
+    numbers,
     operators,
     rank,
     same_padding,
