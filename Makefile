@@ -40,6 +40,8 @@ mutations: $(INSTALLED_TEST)
 docs: $(INSTALLED_TEST)
 	@$(BIN)/python -m layerswap.rulebook >docs/rules.md.new
 	@mv docs/rules.md.new docs/rules.md
+	@$(BIN)/python -m layerswap.onnx_graph.known_failures >docs/targets.md.new
+	@mv docs/targets.md.new docs/targets.md
 
 lint: $(INSTALLED_TEST)
 	@$(BIN)/ruff check .

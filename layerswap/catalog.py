@@ -254,7 +254,7 @@ RULES: tuple[Rule, ...] = (
             "error",
             f"{title} is known to fail on an operator or form",
             "It refuses the file, or answers something else than it should.",
-            "See the message.",
+            "See the message, and docs/targets.md for all that is known.",
             ("onnx",),
             needs=f"--target {target}",
         )

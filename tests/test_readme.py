@@ -11,15 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerswap.cli.converting import export_model
+from layerswap.cli.converting import export_model, plan
 from layerswap.cli.judging import check
 from layerswap.comparison import DEFAULT_TOLERANCES
+from layerswap.criteria import Criteria
 from layerswap.options import ExportOptions
 from layerswap.policy import Policy
 from layerswap.records import PROFILE_OPSETS
-from layerswap.settings import read_policy
+from layerswap.settings import read_criteria, read_policy
 
 ROOT = Path(__file__).parent.parent
+# Options of most commands, described in the README.
+SHARED = {
+    o for p in plan.params for o in p.opts if {p.name} & {"output_file", "report_format", "force"}
+} | {"--config", "--custom-objects", "--debug", "--help", "--quiet", "--unsafe", "-q"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -112,13 +117,30 @@ def test_the_policy_s_document_names_every_field_and_its_toml_is_valid(tmp_path)
     assert read_policy({}, None, tmp_path).groups == 16
 
 
+def test_the_check_s_document_names_every_option_and_its_toml_is_valid(tmp_path):
+    text = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|([^|]*)\|([^|]*)\|", text, re.MULTILINE)
+    options = {name for row in rows for name in re.findall(r"--[\w-]+", row[0])}
+    offered = {o for p in check.params for o in p.opts if o.startswith("--")}
+    assert options | {"--load", "--jobs"} == offered - SHARED
+    assert {"--load", "--jobs"} <= set(re.findall(r"--[\w-]+", text))
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[1])} == set(
+        Criteria.model_fields
+    )
+    (toml,) = blocks(text, "toml")
+    (tmp_path / "layerswap.toml").write_text(toml)
+    criteria = read_criteria({}, None, tmp_path)
+    assert criteria.policy.groups == 8
+    assert criteria.severity_of("LS204") == "error"
+    assert criteria.for_file("legacy/a/b.onnx").ignore == ("LS2", "LS701")
+
+
 def test_the_export_s_document_names_every_option_and_every_form():
     text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     rows = [row.split(" | ") for row in re.findall(r"^\| (`--.*) \|$", text, re.MULTILINE)]
     options = {name for row in rows for name in re.findall(r"--[\w-]+", row[0])}
     offered = {o for p in export_model.params for o in p.opts if o.startswith("--")}
-    shared = {o for p in check.params for o in p.opts}
-    assert options == offered - shared
+    assert options == offered - SHARED
     arguments = {name.split("=")[0] for row in rows for name in re.findall(r"`(\w+)", row[1])}
     arguments |= {o.removeprefix("--").replace("-", "_") for o in options if "nchw" in o}
     assert arguments == set(ExportOptions.model_fields) - {"overwrite"}

@@ -26,6 +26,9 @@ def rule(rules: tuple[str, ...]) -> int:
     from layerswap.render import rule_table
 
     width = terminal_width()
+    for text in rules:
+        if not catalog.matching(text):
+            catalog.find(text)  # raises, and says what is near
     if rules:
         codes = catalog.chosen(rules)
         wanted = (rule for rule in catalog.RULES if rule.code in codes)

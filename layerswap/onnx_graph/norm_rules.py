@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import numpy as np
-
 from layerswap import catalog
 from layerswap.layer_rules import judge_layer
 from layerswap.onnx_graph.normalizations import Norm, is_behind_instance_norm
 from layerswap.onnx_graph.subjects import Subject, inside
 from layerswap.onnx_graph.views import STANDARD
+from layerswap.onnx_graph.weight_rules import is_zero
 from layerswap.records import Finding
 
 _BATCHNORM = re.compile(r"(?i)batch_?norm")
@@ -68,7 +67,7 @@ def judge_gammas(subject: Subject) -> Iterator[Finding]:
     """Normalizations whose γ is all zero: LS603."""
     for norm in subject.norms:
         gamma = subject.value(norm.gamma, norm.place.scope) if norm.gamma else None
-        if gamma is not None and gamma.size and not np.any(gamma):
+        if gamma is not None and gamma.size and is_zero(gamma):
             yield catalog.find("zero-gamma").finding(
                 norm.record.path, f"all {gamma.size} values of its γ are 0"
             )

@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import layerswap as ls
 from failing_graphs import CASES, IDS, RELU, head
 from layerswap.criteria import TARGETS
 from layerswap.errors import LayerswapError, MissingExtraError
-from layerswap.onnx_graph import facts_opencv, facts_openvino
+from layerswap.onnx_graph import facts_opencv, facts_openvino, known_failures
 from layerswap.onnx_graph.known_failures import FACTS, failures
 from layerswap.onnx_graph.runtimes import open_runtime
 from layerswap.onnx_graph.views import GraphView
@@ -337,3 +338,8 @@ def padded_convolution(x, w, stride, mode):
     wide = np.pad(x[0, 0].astype(float), (begin, total - begin + stride))
     places = [slice(i * stride, i * stride + kernel) for i in range(out)]
     return np.array([[(wide[r, c] * w[0, 0]).sum() for c in places] for r in places])[None, None]
+
+
+def test_the_page_is_what_is_known():
+    page = Path(__file__).parents[2] / "docs" / "targets.md"
+    assert page.read_text(encoding="utf-8") == known_failures.to_markdown(), "run `make docs`"
