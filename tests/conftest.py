@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,14 @@ def digits_onnx(_converted_digits, tmp_path):
     for file in _converted_digits.parent.iterdir():
         shutil.copy(file, folder)
     return folder / _converted_digits.name
+
+
+@pytest.fixture
+def plugin_options():
+    """What loads layerswap's plugin in a pytest of a test's own, where installing it didn't."""
+    module = "layerswap.pytest_plugin"
+    installed = any(point.value == module for point in entry_points(group="pytest11"))
+    return [] if installed else ["-p", module]
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ import jsonschema
 
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 WORKFLOW = "https://json.schemastore.org/github-workflow.json"
+GITLAB = (
+    "https://gitlab.com/gitlab-org/gitlab/-/raw/master/app/assets/javascripts/editor/schema/ci.json"
+)
 
 
 @cache

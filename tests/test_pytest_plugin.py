@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import onnx
@@ -26,7 +25,6 @@ else:
 pytest_plugins = ["pytester"]
 
 MODULE = "layerswap.pytest_plugin"
-INSTALLED = any(point.value == MODULE for point in entry_points(group="pytest11"))
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "mine" : 1]> main (float[1,4,8,8] x, float[4] v)'
 BODIES = {
     "clean": "y = Relu (x)",
@@ -37,13 +35,12 @@ BODIES = {
 
 
 @pytest.fixture
-def run(pytester, monkeypatch):
+def run(pytester, monkeypatch, plugin_options):
     """Runs pytest with the plugin, without this run's own settings."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    loaded = [] if INSTALLED else ["-p", MODULE]
     # Hypothesis would be imported anew for each run.
     without = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    return lambda *arguments: pytester.runpytest_inprocess(*loaded, *without, *arguments)
+    return lambda *arguments: pytester.runpytest_inprocess(*plugin_options, *without, *arguments)
 
 
 @pytest.fixture
@@ -237,7 +234,7 @@ def test_what_is_missing_to_check_fails_with_its_message(run, model, pytester):
     assert "Traceback" not in result.stdout.str()
 
 
-def test_nothing_is_imported_before_a_file_is_named(tmp_path):
+def test_nothing_is_imported_before_a_file_is_named(tmp_path, plugin_options):
     (tmp_path / "test_names.py").write_text(
         "import sys\n"
         "def test_names():\n"
@@ -245,15 +242,15 @@ def test_nothing_is_imported_before_a_file_is_named(tmp_path):
         "    assert 'layerswap' in names\n"
         "    assert not names & {'numpy', 'pydantic', 'rich', 'click', 'onnx', 'tensorflow'}\n"
     )
-    loaded = [] if INSTALLED else ["-p", MODULE]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *loaded]
-    names = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
-    environment = {key: value for key, value in os.environ.items() if key not in names}
     # Other plugins of this machine may import what they like.
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    if INSTALLED:
-        command += ["-p", "layerswap"]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-m", "pytest", "-q", *(plugin_options or ["-p", "layerswap"])]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [*command, "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
