@@ -44,6 +44,9 @@ _MICROSOFT = "com.microsoft"
 _LEARNING = "ai.onnx.ml"
 # From here on GroupNormalization has a γ for each channel; before, for each group.
 _SCALE_PER_CHANNEL_OPSET = 21
+# From here on training_mode says whether a BatchNormalization trains; from here on is_test doesn't.
+_TRAINING_MODE_OPSET = 14
+_NO_IS_TEST_OPSET = 7
 
 Kind = Literal["batch", "affine", "group", "other"]
 
@@ -213,7 +216,7 @@ def is_behind_instance_norm(place: Place) -> bool:
 def _is_affine(place: Place) -> bool:
     """Whether it computes γ·x + β whatever comes."""
     node = place.node
-    if len(node.input) != 5 or attribute(node, "training_mode", 0):
+    if len(node.input) != 5 or _trains(place):
         return False
     mean, variance = (place.scope.array(name) for name in node.input[3:])
     return (
@@ -222,6 +225,16 @@ def _is_affine(place: Place) -> bool:
         and variance is not None
         and bool(np.all(mean == 0))
         and bool(np.all(variance == 1))
+    )
+
+
+def _trains(place: Place) -> bool:
+    """Whether a BatchNormalization takes the statistics of the batch that comes."""
+    if place.opset >= _TRAINING_MODE_OPSET:
+        return bool(attribute(place.node, "training_mode", 0))
+    # Before, it was said by the number of outputs, and up to opset 6 by is_test, too.
+    return len(list(filter(None, place.node.output))) > 1 or (
+        place.opset < _NO_IS_TEST_OPSET and not attribute(place.node, "is_test", 0)
     )
 
 

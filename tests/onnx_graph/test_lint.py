@@ -326,6 +326,28 @@ def test_anything_else_is_left_over_or_astray(old, new, code, tmp_path):
     assert [(c, where) for c, _, where in found] == [(code, "y")]
 
 
+@pytest.mark.parametrize(
+    ("opset", "attributes", "outputs", "code"),
+    [
+        (13, "", "y", None),
+        (13, "", "y, m", "LS101"),
+        (9, "", "y, m, v, sm, sv", "LS101"),
+        (14, ", training_mode = 0", "y", None),
+        (6, ", is_test = 1", "y", None),
+        (6, ", is_test = 0", "y", "LS101"),
+        (6, "", "y", "LS101"),
+    ],
+)
+def test_older_opsets_say_in_other_ways_that_it_trains(opset, attributes, outputs, code, tmp_path):
+    body = GROUPNORM.replace(
+        "y = BatchNormalization <epsilon = 0.0>",
+        f"{outputs} = BatchNormalization <epsilon = 0.0{attributes}>",
+    )
+    assert judge(graph(body, opset=opset), tmp_path, select="LS1") == (
+        [(code, "error", "y")] if code else []
+    )
+
+
 def test_initializers_are_constants_unless_they_are_inputs(tmp_path):
     model = parser.parse_model(graph(GROUPNORM))
     zeros = helper.make_tensor("mean", TensorProto.FLOAT, [4], [0.0] * 4)
