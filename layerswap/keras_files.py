@@ -89,6 +89,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise LoadError("there is no such file or folder")
+    if not path.is_file():  # a pipe, which nobody may ever write into
+        raise LoadError("is not a regular file", hint="Copy the model into a file.")
     if path.suffix not in KERAS_SUFFIXES:
         raise LoadError(
             f"the suffix '{path.suffix}' is not that of a model",
@@ -153,7 +155,7 @@ def saved_nodes(folder: Path) -> list[SavedNode]:
     if not is_saved_model(folder):
         raise LoadError("is a folder but no SavedModel", hint="It has no saved_model.pb.")
     file = folder / "keras_metadata.pb"
-    if file.exists():
+    if file.is_file():
         triples = [
             (_text(node, 3), _text(node, 4), _text(node, 5))
             for node in _messages(file.read_bytes(), 1)

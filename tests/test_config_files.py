@@ -1,6 +1,7 @@
 """The layers in a file's configuration against those of the model that tf_keras loads from it."""
 
 import json
+import os
 import shutil
 import zipfile
 
@@ -415,6 +416,13 @@ def test_a_bomb_is_not_opened(tmp_path, monkeypatch):
     path = write_keras(tmp_path / "m.keras", EMPTY + " " * 10_000)
     with pytest.raises(LoadError, match="would unpack to"):
         check_config_file(path)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "m.hdf5"])
+def test_a_pipe_is_not_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(LoadError, match="not a regular file"):
+        check_config_file(tmp_path / name)
 
 
 def test_a_damaged_configuration_is_noticed(tmp_path):

@@ -7,6 +7,8 @@ inferred are unknown.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +27,8 @@ STANDARD = ("", "ai.onnx")
 Shape = tuple[int | None, ...]
 # Constants above this size are weights; nobody asks for their values one by one.
 _SMALL_BYTES = 1 << 16
+# A function that calls another twice, which calls another twice: 2^n operators in n functions.
+_MOST_UNROLLED = 1_000_000
 # Tensors above this size are left out where only types and shapes matter.
 _LIGHT_BYTES = 1 << 10
 
@@ -271,23 +275,34 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
         elif tensor.name not in fed:
             shape = list(tensor.dims)
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, shape))
-    if _calls_itself(model):
-        return light  # older versions of onnx would follow the circle for ever
+    if _unrolled(model) > _MOST_UNROLLED:
+        return light  # onnx looks into a function at each of its calls, in a circle for ever
     try:
         return shape_inference.infer_shapes(light)
     except Exception:  # whatever onnx thinks of the graph; the rule of the checker says it
         return light
 
 
-def _calls_itself(model: onnx.ModelProto) -> bool:
-    """Whether a local function leads back to itself."""
-    calls = {(f.domain, f.name): set(_called(f.node)) for f in model.functions}
-    settled: set[tuple[str, str]] = set()
-    while True:
-        leaves = [key for key, called in calls.items() if not (called & calls.keys()) - settled]
-        if settled.issuperset(leaves):
-            return len(settled) < len(calls)
-        settled.update(leaves)
+def _unrolled(model: onnx.ModelProto) -> float:
+    """How many operators there would be without local functions; infinite where one calls itself."""
+    calls = {(f.domain, f.name): Counter(_called(f.node)) for f in model.functions}
+    open_ = {key: len(called.keys() & calls.keys()) for key, called in calls.items()}
+    callers: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for key, called in calls.items():
+        for inner in called.keys() & calls.keys():
+            callers.setdefault(inner, []).append(key)
+    sizes: dict[tuple[str, str], float] = {}
+    ready = [key for key, count in open_.items() if not count]
+    while ready:
+        key = ready.pop()
+        sizes[key] = sum(sizes.get(inner, 1.0) * times for inner, times in calls[key].items())
+        for caller in callers.get(key, ()):
+            open_[caller] -= 1
+            if not open_[caller]:
+                ready.append(caller)
+    if len(sizes) < len(calls):
+        return math.inf
+    return sum(sizes.get(key, 1.0) for key in _called(model.graph.node))
 
 
 def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:

@@ -434,6 +434,22 @@ norm (a) => (b) { b = mine.norm (a) }
     assert codes(graph("y = mine.norm (x)", tail=tail), tmp_path) == {"LS301"}
 
 
+def test_functions_that_double_at_each_step(tmp_path):
+    steps = 40
+    model = parser.parse_model(graph("y = mine.f0 (x)"))
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    for step in range(steps):
+        domain, inner = ("mine", f"f{step + 1}") if step < steps - 1 else ("", "Relu")
+        nodes = [
+            helper.make_node(inner, ["a"], ["t"], domain=domain),
+            helper.make_node(inner, ["t"], ["b"], domain=domain),
+        ]
+        model.functions.append(
+            helper.make_function("mine", f"f{step}", ["a"], ["b"], nodes, imports)
+        )
+    assert judge(model, tmp_path, ignore="LS301") == []  # and before the end of time
+
+
 def test_a_file_from_the_future_is_undetermined(tmp_path):
     model = parser.parse_model(graph("y = Relu (x)"))
     model.ir_version = onnx.IR_VERSION + 1
