@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from layerswap.errors import LoadError
 from layerswap.keras_files import read_config
 from layerswap.keras_layers import read_layers
 from layerswap.keras_weights import Weight, open_weights
-from layerswap.layer_rules import judge_layer
+from layerswap.layer_rules import compare_groups, judge_layer
 from layerswap.records import Checked, Finding, Report
 from layerswap.weight_norms import widened
 
@@ -43,10 +44,47 @@ def check_file(path: StrPath, criteria: Criteria, proof: Iterable[Finding] = ())
         checked, findings = check_onnx_file(path, criteria)
     else:
         checked, findings = check_config_file(path)
-        findings += [f for layer in checked.layers for f in judge_layer(layer, criteria)]
+        checked = with_channels(checked)
+        findings += judge_layers(checked, criteria)
         if criteria.weights:
             findings += judge_weights(Path(path))
     return checked_report(checked, [*findings, *proof], criteria)
+
+
+def judge_layers(checked: Checked, criteria: Criteria) -> Iterator[Finding]:
+    """What is wrong with the normalization layers of a Keras model."""
+    for layer in checked.layers:
+        yield from judge_layer(layer)
+        yield from compare_groups(layer, criteria)
+
+
+def with_channels(checked: Checked) -> Checked:
+    """The same with the channels that the weights of an HDF5 file show.
+
+    Its configuration has no shapes. Weights that can't be read are left to who asks for them.
+    """
+    path, layers = Path(checked.source), checked.layers
+    unknown = any(layer.groups is not None and layer.channels is None for layer in layers)
+    if not unknown or path.is_dir():
+        return checked
+    sizes: dict[str, int] = {}
+    # What h5py and others raise for whatever a damaged file holds.
+    with suppress(Exception), open_weights(path, read_layers(read_config(path))) as weights:
+        sizes = {
+            layer: weight.shape[0]
+            for layer, own in weights.items()
+            for weight in own
+            if weight.name in ("gamma", "beta") and len(weight.shape) == 1
+        }
+    return replace(
+        checked,
+        layers=tuple(
+            layer
+            if layer.groups is None or layer.channels is not None
+            else replace(layer, channels=sizes.get(layer.path))
+            for layer in layers
+        ),
+    )
 
 
 def is_onnx(path: StrPath) -> bool:

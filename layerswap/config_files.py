@@ -162,7 +162,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.items: list[_Item] = []
-        self._paths: set[str] = set()
+        self._paths: dict[str, int] = {}  # to the place in `items`
         self._shared: set[tuple[Any, ...]] = set()
 
     def root(self, config: Mapping[str, Any]) -> None:
@@ -191,8 +191,18 @@ class _Walk:
             else:  # before TensorFlow 2.5; the name is all there is
                 path, parents = str(node.item.get("name")), (str(first.item["class_name"]),)
                 known = any(f"/{seen}".endswith(f"/{path}") for seen in self._paths)
-            if not known:
+            if known:
+                self._shape(path, node.item)
+            else:
                 self._visit(node.item, path, parents)
+
+    def _shape(self, path: str, item: Mapping[str, Any]) -> None:
+        """What a SavedModel says of a layer's input, which the model's configuration doesn't."""
+        index = self._paths.get(path)
+        if index is not None and self.items[index].record.class_name == item.get("class_name"):
+            known = self.items[index]
+            record = described(known.record, known.config, _sizes(item))
+            self.items[index] = replace(known, record=record)
 
     @staticmethod
     def _is_graph(config: Mapping[str, Any]) -> bool:
@@ -221,18 +231,12 @@ class _Walk:
         while unique in self._paths:
             number += 1
             unique = f"{path}#{number}"
-        self._paths.add(unique)
+        self._paths[unique] = len(self.items)
         record = LayerRecord(
             unique, str(item["class_name"]), str(item.get("module") or ""), parents
         )
         config = inner_config(item)
-        built = item.get("build_config")
-        shape = built.get("input_shape") if isinstance(built, Mapping) else None
-        if shape is None:  # how a SavedModel says it
-            shape = item.get("build_input_shape")
-        if isinstance(shape, Mapping):  # a TensorShape, written down
-            shape = shape.get("items")
-        self.items.append(_Item(described(record, config, shape), config, reason))
+        self.items.append(_Item(described(record, config, _sizes(item)), config, reason))
         return unique
 
     def _parts(self, item: Mapping[str, Any], path: str, parents: tuple[str, ...]) -> None:
@@ -268,6 +272,15 @@ class _Walk:
         ):
             item = {"class_name": "function", "config": value}
             self._register(path, item, parents, _function_reason(value))
+
+
+def _sizes(item: Mapping[str, Any]) -> Any:
+    """The shape of a layer's input, where it is noted."""
+    built = item.get("build_config")
+    shape = built.get("input_shape") if isinstance(built, Mapping) else None
+    if shape is None:  # how a SavedModel says it
+        shape = item.get("build_input_shape")
+    return shape.get("items") if isinstance(shape, Mapping) else shape
 
 
 def _attribute_path(

@@ -21,7 +21,7 @@ from pydantic import (
 
 from layerswap import catalog
 from layerswap.errors import UsageError
-from layerswap.grouping import auto_groups
+from layerswap.grouping import auto_groups, nearest_groups
 from layerswap.planning import path_matches
 from layerswap.policy import Policy, explain
 from layerswap.records import Severity
@@ -189,8 +189,8 @@ class Criteria(_Fields):
         said = [s for word, s in self.severity.items() if code in catalog.chosen([word])]
         return said[-1] if said else None
 
-    def groups_for(self, path: str, channels: int) -> int | None:
-        """How many groups the policy gives a layer; None where it says nothing of it."""
+    def policy_for(self, path: str) -> Policy | None:
+        """The policy of a layer; None where there is none, or it leaves the layer out."""
         if self.policy is None or any(path_matches(p, path) for p in self.policy.exclude):
             return None
         if self.policy.include and not any(path_matches(p, path) for p in self.policy.include):
@@ -198,9 +198,29 @@ class Criteria(_Fields):
         override = next(
             (o for p, o in self.policy.overrides.items() if path_matches(p, path)), None
         )
-        policy = self.policy.applied(override)
-        if policy.channels_per_group is not None:
-            return max(1, channels // policy.channels_per_group)
+        return self.policy.applied(override)
+
+    def groups_for(self, path: str, channels: int | None) -> int | None:
+        """How many groups the policy gives a layer.
+
+        Args:
+            path: the layer's.
+            channels: how many it has; None where its file doesn't say.
+
+        Returns:
+            None where the policy says nothing of the layer, or its channels would have to be known.
+        """
+        policy = self.policy_for(path)
+        if policy is None:
+            return None
+        nearest, size = policy.on_indivisible == "nearest", policy.channels_per_group
+        if channels is None:
+            plain = size is None and not nearest and policy.groups not in ("auto", -1)
+            return int(policy.groups) if plain else None
+        if size is not None:
+            return max(1, channels // (nearest_groups(channels, size) if nearest else size))
         if policy.groups == "auto":
             return auto_groups(channels)
-        return channels if policy.groups == -1 else policy.groups
+        if policy.groups == -1:
+            return channels
+        return nearest_groups(channels, policy.groups) if nearest else policy.groups

@@ -32,6 +32,7 @@ _PURE = re.compile(
 )
 _IMPURE_NODE = re.compile(r"(?i)file|func|save|restore|summary|dataset|print|remote|session")
 
+_NOTED = ("class_name", "name", "config", "build_input_shape")
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 # The largest model of tf_keras.applications has half a megabyte.
 _MAX_CONFIG = 1 << 27
@@ -175,9 +176,7 @@ def saved_nodes(folder: Path) -> list[SavedNode]:
         if kind.startswith("_tf_keras_") and kind != "_tf_keras_metric" and metadata:
             noted = json.loads(metadata)
             # The rest says how it was trained, or says the same twice.
-            nodes.append(
-                SavedNode(path, {key: noted.get(key) for key in ("class_name", "name", "config")})
-            )
+            nodes.append(SavedNode(path, {key: noted.get(key) for key in _NOTED}))
     if not nodes:
         raise LoadError(
             "is a SavedModel without a Keras model: a tf.Module, or exported by Keras 3",

@@ -12,16 +12,18 @@ from layerswap.rules import FEW_ELEMENTS
 # Up to here float16 rounds to zero: half of its smallest number, 2^-24.
 _FLOAT16_ZERO = 2.0**-25
 
+# Layers and operators that have groups, be it said how many or not.
+_GROUPS = ("GroupNormalization", "InstanceNormalization", "GroupNorm", "SkipGroupNorm")
 
-def judge_layer(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
+
+def judge_layer(layer: LayerRecord) -> Iterator[Finding]:
     """What is wrong with the groups and the epsilon of a layer.
 
     Args:
         layer: any normalization; what its file doesn't say of it isn't judged.
-        criteria: what its groups are compared with.
     """
     if layer.groups is not None:
-        yield from _judge_groups(layer, layer.groups, criteria)
+        yield from _judge_groups(layer, layer.groups)
     if layer.epsilon is None or "BatchNorm" in layer.class_name:
         return
     if not layer.epsilon > 0:  # nor is it NaN
@@ -34,19 +36,40 @@ def judge_layer(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
         )
 
 
-def _judge_groups(layer: LayerRecord, groups: int, criteria: Criteria) -> Iterator[Finding]:
+def compare_groups(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
+    """Whether a layer has the groups that the policy gives it: LS202.
+
+    Args:
+        layer: any normalization; one that isn't a GroupNormalization is none of the policy's.
+        criteria: with the policy.
+    """
+    if layer.groups is None and layer.class_name not in _GROUPS:
+        return
+    policy = criteria.policy_for(layer.path)
+    if policy is None:
+        return
+    wanted = criteria.groups_for(layer.path, layer.channels)
+    rule = catalog.find("groups-differ")
+    if layer.groups is None or wanted is None:
+        what = "groups" if layer.groups is None else "channels"
+        yield rule.finding(
+            layer.path,
+            f"the file doesn't say how many {what} it has, so whether they are right isn't known",
+            "Check the .keras file, or an ONNX file with fixed shapes.",
+            severity="undetermined",
+        )
+    elif wanted != layer.groups:
+        over = "" if layer.channels is None else f" over {layer.channels} channels"
+        yield rule.finding(layer.path, f"has {layer.groups} groups{over}, not {wanted}")
+
+
+def _judge_groups(layer: LayerRecord, groups: int) -> Iterator[Finding]:
     channels = layer.channels
     if channels is not None and channels % groups:
         legal = ", ".join(map(str, grouping.legal_groups(channels)))
         yield catalog.find("indivisible-groups").finding(
             layer.path, f"{channels} channels don't divide by {groups} groups; legal are {legal}"
         )
-    if channels is not None:
-        wanted = criteria.groups_for(layer.path, channels)
-        if wanted is not None and wanted != groups:
-            yield catalog.find("groups-differ").finding(
-                layer.path, f"has {groups} groups over {channels} channels, not {wanted}"
-            )
     if layer.elements is None:
         return
     if layer.elements == 1:

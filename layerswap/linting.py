@@ -79,14 +79,13 @@ def check(
         )
     if not load:
         return checking.check_file(path, own)
-    from layerswap.layer_rules import judge_layer
     from layerswap.swapping import as_model
 
     model, source = as_model(path, custom_objects=custom_objects, unsafe=unsafe)
     from layerswap.keras_graph import listing
 
     checked, findings = listing.check_model(model, source)
-    findings += [f for layer in checked.layers for f in judge_layer(layer, own)]
+    findings += checking.judge_layers(checked, own)
     if own.weights:
         findings += checking.judge_weights(Path(path))
     return checking.checked_report(checked, findings, own)

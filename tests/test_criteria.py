@@ -98,6 +98,8 @@ def test_the_first_override_that_matches_applies():
         (Policy(groups=-1), 64),
         (Policy(groups="auto"), 4),
         (Policy(channels_per_group=8), 8),
+        (Policy(groups=24, on_indivisible="nearest"), 16),
+        (Policy(channels_per_group=24, on_indivisible="nearest"), 4),
         (Policy(groups=8, exclude=["block/*"]), None),
         (Policy(groups=8, include=["head/*"]), None),
         (Policy(groups=8, overrides={"block/*": {"groups": 2}}), 2),
@@ -106,3 +108,17 @@ def test_the_first_override_that_matches_applies():
 )
 def test_the_groups_of_a_policy(policy, expected):
     assert Criteria(policy=policy).groups_for("block/norm", 64) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (Policy(groups=8), 8),
+        (Policy(groups=-1), None),
+        (Policy(groups="auto"), None),
+        (Policy(channels_per_group=8), None),
+        (Policy(groups=8, on_indivisible="nearest"), None),
+    ],
+)
+def test_the_groups_of_a_layer_whose_channels_aren_t_known(policy, expected):
+    assert Criteria(policy=policy).groups_for("norm", None) == expected

@@ -23,6 +23,7 @@ from layerswap import linting
 from layerswap.__main__ import run
 from layerswap.criteria import Criteria
 from layerswap.errors import LoadError, UsageError
+from layerswap.policy import Policy
 from layerswap.references import load_reference, reference_path, save_reference
 
 
@@ -256,6 +257,46 @@ def test_no_reference_is_no_proof(digits_onnx, capsys):
         ls.check(digits_onnx, runtime="onnxruntime")
     assert run(["check", str(digits_onnx), "--runtime", "onnxruntime", "--quiet"]) == 3
     assert "LS001" in capsys.readouterr().out
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "m"])
+def test_every_format_shows_groups_that_differ(name, tmp_path):
+    inner = tf_keras.Sequential([layers.GroupNormalization(2, name="norm")], name="inner")
+    model = tf_keras.Sequential([layers.Input((6, 6, 8)), inner])
+    model.save(tmp_path / name)
+    for groups, legal in ((2, True), (4, False), ("auto", False), (-1, False)):
+        report = ls.check(tmp_path / name, groups=groups, select="LS2")
+        assert report.ok == legal
+        assert [f.where for f in report.findings] == ([] if legal else ["inner/norm"])
+    assert ls.check(tmp_path / name, channels_per_group=4, select="LS2").ok
+
+
+def test_groups_that_nobody_can_compare_are_undetermined(tmp_path):
+    bare = layers.GroupNormalization(2, center=False, scale=False, name="norm")
+    tf_keras.Sequential([layers.Input((6, 6, 8)), bare]).save(tmp_path / "m.h5")
+    assert ls.check(tmp_path / "m.h5", groups=4).exit_code == 1
+    report = ls.check(tmp_path / "m.h5", groups="auto")
+    assert [(f.code, f.severity) for f in report.findings] == [("LS202", "undetermined")]
+    assert report.exit_code == 3
+    assert ls.check(tmp_path / "m.h5").exit_code == 0
+
+
+def test_a_policy_that_names_layers_is_for_the_onnx_file_too(digits_onnx):
+    (table,) = (
+        item.value
+        for item in onnx.load(digits_onnx).metadata_props
+        if item.key == "layerswap.groupnorms"
+    )
+    sites = json.loads(table)
+    own = {site["path"]: {"groups": site["groups"]} for site in sites}
+    first, *_ = own
+    policy = Policy(groups=1, overrides=own)
+    assert ls.check(digits_onnx, policy=policy).ok
+    wrong = Policy(groups=1, overrides={**own, first: {"groups": sites[0]["channels"]}})
+    assert [f.where for f in ls.check(digits_onnx, policy=wrong).findings] == [first]
 
 
 # --- weights of Keras files ---------------------------------------------------------------------

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from layerswap import catalog
 from layerswap.errors import LoadError
+from layerswap.layer_rules import compare_groups
 from layerswap.onnx_graph import external
 from layerswap.onnx_graph.normalizations import Norm
 from layerswap.onnx_graph.subjects import Subject
 from layerswap.onnx_graph.tensors import bytes_wanted
-from layerswap.records import Finding
+from layerswap.records import Finding, LayerRecord
 from layerswap.references import OTHER_FILE, fingerprint, load_reference, reference_path
 
 _TABLE = "layerswap.groupnorms"
@@ -117,17 +118,13 @@ def judge_origin(subject: Subject) -> Iterator[Finding]:
 def _compare(table: str, norms: list[Norm]) -> str:
     """In what the graph differs from the table of its GroupNormalizations; empty if in nothing."""
     try:
-        sites = [_signature(site["groups"], site["epsilon"]) for site in json.loads(table)]
-    except (ValueError, TypeError, KeyError, OverflowError):
+        sites = [_signature(site) for site in _sites(table)]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return "its table of GroupNormalizations can't be read"
-    spelled = Counter(
-        _signature(norm.record.groups, norm.record.epsilon)
-        for norm in norms
-        if norm.kind == "group"
-    )
+    spelled = Counter(_signature(norm.record) for norm in norms if norm.kind == "group")
     # One group, or one for each channel, written by hand, doesn't show how many there are.
     by_hand = Counter(
-        _signature(0, norm.record.epsilon)[1]
+        _signature(norm.record)[1]
         for norm in norms
         if norm.kind == "other" and norm.variance is not None
     )
@@ -145,7 +142,49 @@ def _compare(table: str, norms: list[Norm]) -> str:
     return ""
 
 
-def _signature(groups: Any, epsilon: Any) -> tuple[int | None, float | None]:
+def _sites(table: str) -> list[LayerRecord]:
+    """The GroupNormalizations that an export noted, under their paths in the Keras model."""
+    return [
+        LayerRecord(
+            str(site.get("path", "")),
+            "GroupNormalization",
+            "",
+            (),
+            channels=None if site.get("channels") is None else int(site["channels"]),
+            groups=int(site["groups"]),
+            epsilon=float(site["epsilon"]),
+        )
+        for site in json.loads(table)
+    ]
+
+
+def _signature(record: LayerRecord) -> tuple[int | None, float | None]:
     """What a site and an operator have in common; ONNX keeps an epsilon in float32."""
-    rounded = None if epsilon is None else float(np.float32(epsilon))
-    return (None if groups is None else int(groups), rounded)
+    epsilon = None if record.epsilon is None else float(np.float32(record.epsilon))
+    return record.groups, epsilon
+
+
+def judge_groups(subject: Subject) -> Iterator[Finding]:
+    """Whether groups are those of the policy: LS202.
+
+    A policy names layers by their paths in the Keras model, which only the table of the export has.
+    """
+    said = {item.key: item.value for item in subject.view.model.metadata_props}
+    try:
+        sites = _sites(said.get(_TABLE, "[]"))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        sites = []
+    noted: dict[tuple[int | None, float | None], list[LayerRecord]] = {}
+    for site in sites:
+        noted.setdefault(_signature(site), []).append(site)
+    by_hand = Counter(_signature(norm.record)[1] for norm in subject.norms if norm.kind == "other")
+    for norm in subject.norms:
+        if norm.kind == "group":
+            same, record = noted.get(_signature(norm.record)), norm.record
+            if same:
+                site = same.pop(0)
+                record = replace(site, channels=record.channels or site.channels)
+            yield from compare_groups(record, subject.criteria)
+    for (_, epsilon), others in noted.items():  # written by hand, without a sign of groups
+        for site in others[: by_hand[epsilon]]:
+            yield from compare_groups(site, subject.criteria)

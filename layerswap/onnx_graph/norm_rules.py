@@ -31,7 +31,7 @@ def judge_norms(subject: Subject) -> Iterator[Finding]:
                 f"is a BatchNormalization operator with trivial statistics{inside(norm.place)}",
             )
         if norm.kind != "affine":
-            yield from judge_layer(norm.record, subject.criteria)
+            yield from judge_layer(norm.record)
         yield from _judge_variance(norm)
     yield from _judge_names(subject)
 

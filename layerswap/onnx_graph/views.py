@@ -284,7 +284,7 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _unrolled(model: onnx.ModelProto) -> float:
-    """How many operators there would be without local functions; infinite where one calls itself."""
+    """How many operators there are without local functions; infinite where one calls itself."""
     calls = {(f.domain, f.name): Counter(_called(f.node)) for f in model.functions}
     open_ = {key: len(called.keys() & calls.keys()) for key, called in calls.items()}
     callers: dict[tuple[str, str], list[tuple[str, str]]] = {}
