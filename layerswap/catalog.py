@@ -122,7 +122,7 @@ RULES: tuple[Rule, ...] = (
         "LS004",
         "custom-operator",
         "undetermined",
-        "an operator belongs to a domain that isn't public",
+        "an operator belongs to a domain that isn't public, or carries code or a compiled graph",
         "Only its own runtime knows what it computes; it may normalise by batch.",
         "Export it as standard operators, or ignore this rule if you know the operator.",
         ("onnx",),

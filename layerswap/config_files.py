@@ -106,10 +106,12 @@ def described(record: LayerRecord, config: Mapping[str, Any], shape: Any = None)
         channels = sizes[axis] if isinstance(sizes[axis], int) else None
         others = [size for index, size in enumerate(sizes) if index not in (0, axis)]
         if channels and all(isinstance(size, int) for size in others):
-            elements = channels * math.prod(others) // (channels if groups == -1 else groups or 1)
+            elements = (
+                channels * math.prod(others) // (channels if groups == -1 else max(groups, 1))
+            )
     if groups == -1:
         return replace(record, channels=channels, groups=channels, elements=elements)
-    return replace(record, channels=channels, groups=max(groups, 0) or None, elements=elements)
+    return replace(record, channels=channels, groups=groups, elements=elements)
 
 
 def _operation(class_name: str, config: Mapping[str, Any]) -> str:

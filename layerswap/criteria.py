@@ -36,6 +36,7 @@ _OPT_IN = frozenset({"LS711"})
 _DIFF = "layerswap diff"
 # Nobody can look away from a file that nobody could look at.
 _ALWAYS = frozenset({"LS001"})
+_FAILING = ("error", "undetermined")
 
 
 def _to_words(value: Any) -> Any:
@@ -96,6 +97,11 @@ class _Fields(BaseModel):
         for word in self.ignore:
             if catalog.chosen([word]) <= _ALWAYS:
                 raise ValueError(f"ignore: {word} can't be ignored, since nothing would be proven")
+        for word, severity in self.severity.items():
+            if catalog.chosen([word]) <= _ALWAYS and severity not in _FAILING:
+                raise ValueError(
+                    f"severity: {word} can't be {severity}, since nothing would be proven"
+                )
         return self
 
 
@@ -186,7 +192,11 @@ class Criteria(_Fields):
 
     def severity_of(self, code: str) -> Severity | None:
         """What the user says of a rule's severity; None where nothing."""
-        said = [s for word, s in self.severity.items() if code in catalog.chosen([word])]
+        said = [
+            severity
+            for word, severity in self.severity.items()
+            if code in catalog.chosen([word]) and (code not in _ALWAYS or severity in _FAILING)
+        ]
         return said[-1] if said else None
 
     def policy_for(self, path: str) -> Policy | None:

@@ -65,6 +65,11 @@ def compare_groups(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
 
 def _judge_groups(layer: LayerRecord, groups: int) -> Iterator[Finding]:
     channels = layer.channels
+    if groups < 1:
+        yield catalog.find("indivisible-groups").finding(
+            layer.path, f"has {groups} groups, and there must be one at least"
+        )
+        return
     if channels is not None and channels % groups:
         legal = ", ".join(map(str, grouping.legal_groups(channels)))
         yield catalog.find("indivisible-groups").finding(

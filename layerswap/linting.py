@@ -105,18 +105,28 @@ def prove(path: StrPath, criteria: Criteria) -> Iterator[Finding]:
     """What an ONNX file's reference says of it: LS801 to LS803.
 
     Raises:
-        LoadError: there is no reference, or it can't be read.
         MissingExtraError: a runtime isn't installed.
     """
-    if criteria.runtime or criteria.reference:
-        for runtime in criteria.runtime or (None,):
-            yield from _run(path, criteria.reference, runtime)
+    place = criteria.reference or reference_path(path)
+    run, drift = bool(criteria.runtime or criteria.reference), criteria.max_drift is not None
+    if not (run or drift):
+        return
+    try:
+        load_reference(place)
+    except LoadError as error:  # nothing is proven then, but all else can be judged
+        for rule, asked in (("parity", run), ("drift", drift)):
+            if asked:
+                yield catalog.find(rule).finding(
+                    os.fspath(place), error.message, error.hint, severity="undetermined"
+                )
+        return
+    for runtime in (criteria.runtime or (None,)) if run else ():
+        yield from _run(path, criteria.reference, runtime)
     if criteria.max_drift is not None:
-        yield from _judge_drift(criteria.reference or reference_path(path), criteria.max_drift)
+        yield from _judge_drift(place, criteria.max_drift)
 
 
 def _run(path: StrPath, reference: str | None, runtime: str | None) -> Iterator[Finding]:
-    load_reference(reference or reference_path(path))  # what is wrong with it is no runtime's fault
     try:
         report = report_parity(path, reference, runtime=runtime)
     except (LoadError, ExportError) as error:

@@ -79,6 +79,14 @@ def test_severities_and_which_wins():
     assert Criteria().severity_of("LS101") is None
 
 
+def test_a_file_that_can_t_be_read_fails_however_severe():
+    for said in ({"ALL": "info"}, {"LS0": "warning"}, {"LS001": "error", "ALL": "info"}):
+        assert Criteria(severity=said).severity_of("LS001") in (None, "error")
+    for word in ("LS001", "unreadable"):
+        with pytest.raises(UsageError, match=f"{word} can't be info"):
+            Criteria(severity={word: "info"})
+
+
 def test_the_first_override_that_matches_applies():
     criteria = Criteria(
         ignore="LS701",

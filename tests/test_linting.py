@@ -253,10 +253,17 @@ def test_a_runtime_that_fails(digits_onnx):
 
 def test_no_reference_is_no_proof(digits_onnx, capsys):
     reference_path(digits_onnx).unlink()
-    with pytest.raises(LoadError, match="no such file"):
-        ls.check(digits_onnx, runtime="onnxruntime")
+    assert proof(digits_onnx, runtime="onnxruntime,reference") == [("LS801", "undetermined")]
+    assert proof(digits_onnx, max_drift=1.0) == [("LS802", "undetermined")]
     assert run(["check", str(digits_onnx), "--runtime", "onnxruntime", "--quiet"]) == 3
-    assert "LS001" in capsys.readouterr().out
+    assert "no such file" in capsys.readouterr().out
+
+
+def test_no_reference_hides_nothing_else(capsys):
+    file = onnx_file("left.onnx", LEFT)
+    assert run(["check", file, "--runtime", "onnxruntime", "--max-drift", "1", "--quiet"]) == 1
+    out = capsys.readouterr().out
+    assert all(code in out for code in ("LS101", "LS801", "LS802"))
 
 
 # --- groups ---------------------------------------------------------------------------------------
@@ -282,6 +289,17 @@ def test_groups_that_nobody_can_compare_are_undetermined(tmp_path):
     assert [(f.code, f.severity) for f in report.findings] == [("LS202", "undetermined")]
     assert report.exit_code == 3
     assert ls.check(tmp_path / "m.h5").exit_code == 0
+
+
+def test_no_groups_at_all_are_an_error(tmp_path):
+    norm = layers.GroupNormalization(2, name="norm")
+    tf_keras.Sequential([layers.Input((6, 6, 8)), norm]).save(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        config = file.attrs["model_config"]
+        for groups, found in ((0, ["LS201"]), (-2, ["LS201"]), (4, [])):
+            file.attrs["model_config"] = config.replace('"groups": 2', f'"groups": {groups}')
+            file.flush()
+            assert [f.code for f in ls.check(tmp_path / "m.h5").findings] == found
 
 
 def test_a_policy_that_names_layers_is_for_the_onnx_file_too(digits_onnx):

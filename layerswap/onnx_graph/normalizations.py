@@ -24,7 +24,7 @@ import numpy as np
 
 from layerswap.onnx_graph.graphs import attribute
 from layerswap.onnx_graph.variances import Variance, find_division
-from layerswap.onnx_graph.views import STANDARD, GraphView, Place
+from layerswap.onnx_graph.views import STANDARD, GraphView, Place, Shape
 from layerswap.records import LayerRecord
 
 # By name, since every vendor has its own; LRN normalises, too.
@@ -47,6 +47,10 @@ _SCALE_PER_CHANNEL_OPSET = 21
 # From here on training_mode says whether a BatchNormalization trains; from here on is_test doesn't.
 _TRAINING_MODE_OPSET = 14
 _NO_IS_TEST_OPSET = 7
+
+# What may come between a normalization and the Reshape back, and how much of it.
+_AFFINE = ("Add", "BatchNormalization", "Cast", "Identity", "Mul", "Sub")
+_AFFINE_STEPS = 5
 
 Kind = Literal["batch", "affine", "group", "other"]
 
@@ -89,7 +93,7 @@ def _read(place: Place) -> Iterator[Norm]:
         yield _group_norm(place)
     elif domain == _MICROSOFT and op_type in ("GroupNorm", "SkipGroupNorm"):
         channels = _length(place, place.input(1))
-        groups = _positive(attribute(place.node, "groups"))
+        groups = _integer(attribute(place.node, "groups"))
         record = _described(place, channels=channels, groups=groups)
         yield Norm("group", record, place, place.input(1))
     elif any(part in op_type for part in _NORMALIZES) and domain != _LEARNING:
@@ -129,6 +133,10 @@ def _instance_norm(place: Place) -> Norm:
         return Norm("group", record, place, place.input(1))
     groups = groups or _grouping(reshape)
     outside = scope.shape(reshape.input(0)) or ()
+    if not _returns(place, outside):  # the Reshape is another layer's: no groups of channels
+        record = _described(place, channels=groups, groups=groups, elements=elements)
+        return Norm("group", record, place, place.input(1))
+    groups = _per_sample(groups, reshape, outside)
     affine, gamma = _affine_behind(place)
     channels = affine or (outside[1] if len(outside) > 1 else None)
     if elements is None and groups and (whole := _product(outside[1:])) and len(outside) > 1:
@@ -142,9 +150,9 @@ def _group_norm(place: Place) -> Norm:
     channels = shape[1] if shape and len(shape) > 1 else None
     if channels is None and place.opset >= _SCALE_PER_CHANNEL_OPSET:
         channels = _length(place, place.input(1))
-    groups = _positive(attribute(place.node, "num_groups"))
+    groups = _integer(attribute(place.node, "num_groups"))
     elements = None
-    if shape and channels and groups and (rest := _product(shape[2:])) is not None:
+    if shape and channels and groups and groups > 0 and (rest := _product(shape[2:])) is not None:
         elements = channels * rest // groups
     record = _described(place, channels=channels, groups=groups, elements=elements)
     return Norm("group", record, place, place.input(1))
@@ -154,19 +162,68 @@ def _by_hand(place: Place, variance: Variance) -> Norm:
     scope = place.scope
     record = replace(place.record, epsilon=variance.epsilon, dtype=scope.dtype(variance.x))
     reshape = _reshape_before(variance.x, place)
-    groups = _grouping(reshape) if reshape is not None else None
-    # In [N, G, …] the mean of a group is taken over all axes behind G.
-    if reshape is None or groups is None or min(variance.axes, default=0) < 2:
+    outside = (scope.shape(reshape.input(0)) if reshape is not None else None) or ()
+    found = _grouped_by_hand(reshape, variance.axes, outside) if reshape is not None else None
+    # The rows of a LayerNormalization look alike, but are no part of the channels.
+    if found is None or (found[1] and found[1] % found[0]) or not _returns(place, outside):
         return Norm("other", record, place, variance=variance)
-    outside = scope.shape(reshape.input(0)) or ()
+    groups, channels = found
     whole = _product(outside[1:])
     record = replace(
         record,
         groups=groups,
-        channels=outside[1] if len(outside) > 1 else None,
+        channels=channels,
         elements=whole // groups if whole and len(outside) > 1 else None,
     )
     return Norm("group", record, place, variance=variance)
+
+
+def _grouped_by_hand(
+    reshape: Place, axes: tuple[int, ...], outside: Shape
+) -> tuple[int, int | None] | None:
+    """Groups and channels of [N, G, …], or [N, …, G, C/G], whose means are over all but N and G."""
+    shape = reshape.scope.array(reshape.input(1))
+    if shape is None or shape.ndim != 1 or shape.size < 3 or shape.dtype.kind not in "iu":
+        return None
+    rank = shape.size
+    over = {axis % rank for axis in axes}
+    for index, channel in ((1, 1), (rank - 2, -1)):
+        if over == set(range(1, rank)) - {index}:
+            groups = _positive(int(shape[index]))
+            if groups is None:
+                return None
+            return groups, outside[channel] if len(outside) > 1 else None
+    return None
+
+
+def _per_sample(groups: int | None, reshape: Place, outside: Shape) -> int | None:
+    """The groups of one sample, where [N, C, …] became [1, N · G, …]."""
+    shape, samples = reshape.scope.array(reshape.input(1)), outside[0] if outside else None
+    if not groups or not samples or shape is None or shape.ndim != 1 or not shape.size:
+        return groups
+    return groups // samples if shape[0] == 1 and groups % samples == 0 else groups
+
+
+def _returns(place: Place, outside: Shape) -> bool:
+    """Whether a result gets the shape back that a Reshape before it took, as far as is known."""
+    scope, names = place.scope, set(place.node.output)
+    for _ in range(_AFFINE_STEPS):
+        users = [user for name in sorted(names) for user in scope.users(name)]
+        backs = [user for user in users if user.is_a("Reshape") and user.input(0) in names]
+        if backs:
+            shapes = [scope.shape(next(iter(back.node.output), "")) for back in backs]
+            return any(shape is None or _alike(shape, outside) for shape in shapes)
+        names = {n for user in users if user.is_a(*_AFFINE) for n in user.node.output if n}
+    return False
+
+
+def _alike(shape: Shape, outside: Shape) -> bool:
+    """Whether two shapes may be one; empty is unknown."""
+    if not outside or len(shape) != len(outside):
+        return not outside
+    return all(
+        one == other or None in (one, other) for one, other in zip(shape, outside, strict=True)
+    )
 
 
 def _reshape_before(name: str, place: Place) -> Place | None:
@@ -260,6 +317,10 @@ def _length(place: Place, name: str) -> int | None:
 def _product(shape: tuple[int | None, ...]) -> int | None:
     sizes = [size for size in shape if size is not None]
     return math.prod(sizes) if len(sizes) == len(shape) else None
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _positive(value: object) -> int | None:

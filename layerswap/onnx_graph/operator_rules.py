@@ -24,6 +24,8 @@ _PUBLIC = (
 )
 # Runtimes whose operators are documented: by the beginning of their domain.
 _VENDORS = ("com.microsoft", "ai.onnx.contrib")
+# What of these only carries something: a compiled graph, Python, PyTorch's operators by name.
+_OPAQUE = frozenset({"ATen", "ATenOp", "EPContext", "PyOp", "PythonOp", "PythonOpGrad", "TritonOp"})
 _CODES = {
     "onnxruntime": "LS401",
     "openvino": "LS402",
@@ -42,7 +44,7 @@ def judge_operators(subject: Subject) -> Iterator[Finding]:
             continue  # its operators are looked at in their own place
         if node.domain in _PUBLIC:
             found += list(_judge_version(place))
-        elif node.domain.startswith(_VENDORS):
+        elif _is_vendors(node.domain) and node.op_type not in _OPAQUE:
             found.append(
                 catalog.find("vendor-operator").finding(
                     place.record.path, f"is a {node.domain}.{node.op_type}{inside(place)}"
@@ -61,6 +63,10 @@ def judge_operators(subject: Subject) -> Iterator[Finding]:
     # The checker stops at the first error; what was said already needs not be said again.
     if not {"LS302", "LS303"}.intersection(finding.code for finding in found):
         yield from _ask_checker(subject)
+
+
+def _is_vendors(domain: str) -> bool:
+    return any(domain == name or domain.startswith(f"{name}.") for name in _VENDORS)
 
 
 def judge_targets(subject: Subject) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from layerswap.onnx_graph.lint import check_onnx_file
 
 HEAD = (
     '<ir_version: 8, opset_import: ["" : {opset}, "mine" : 1, "com.microsoft" : 1, '
-    '"com.microsoft.nchwc" : 1, "ai.onnx.ml" : 2]>\n'
+    '"com.microsoft.nchwc" : 1, "com.microsofter" : 1, "ai.onnx.ml" : 2]>\n'
 )
 CONSTANTS = """
   g = Constant <value = float[4] {1, 2, 3, 4}> ()
@@ -32,6 +32,7 @@ CONSTANTS = """
   s3 = Constant <value = int64[3] {0, 3, -1}> ()
   s4 = Constant <value = int64[3] {0, 4, -1}> ()
   back = Constant <value = int64[4] {0, 4, 3, 3}> ()
+  last = Constant <value = int64[4] {0, 3, 3, 4}> ()
   two = Constant <value = float {2}> ()
   e = Constant <value = float {0.001}> ()
   half = Constant <value = float {0.5}> ()
@@ -130,9 +131,33 @@ ROWS = """
   b = BatchNormalization <epsilon = 0.001> (f, o3, z3, m1, v)
   y = Reshape (b, back)
 """
+# A mean over the elements of each group, and a Reshape back.
+BY_HAND = """
+  m = ReduceMean <axes = [AXES]> (f)
+  c = Sub (f, m)
+  cc = Mul (c, c)
+  v = ReduceMean <axes = [AXES]> (cc)
+  ve = Add (v, e)
+  d = Sqrt (ve)
+  w = Div (c, d)
+  q = Reshape (w, back)
+  y = Relu (q)
+"""
 # rule → (graph that trips it, one that comes close, options of the graphs, criteria)
 CASES = {
     "LS004": ("y = mine.Mystery (x)", "y = ai.onnx.ml.Scaler (x)", {}, {}),
+    "LS004-carrier": (
+        "y = com.microsoft.EPContext <embed_mode = 0> (x)",
+        "y = ai.onnx.ml.Scaler (x)",
+        {},
+        {},
+    ),
+    "LS004-not-a-vendor": (
+        "y = com.microsofter.Thing (x)",
+        "y = ai.onnx.ml.Scaler (x)",
+        {},
+        {},
+    ),
     "LS101": (
         "y = BatchNormalization <epsilon = 0.001> (x, g, z, z, o)",
         GROUPNORM,
@@ -160,10 +185,55 @@ CASES = {
         {"opset": 21},
         {},
     ),
+    "LS201-other-reshape": (  # from images to rows; and back, or not
+        GROUPS_OF_3,
+        GROUPS_OF_3.replace("i = Inst", "y = Inst").split("  r = ")[0],
+        {},
+        {},
+    ),
+    "LS201-samples": (  # groups of each sample, or of two as one
+        GROUPNORM.replace("s2", "s3").replace("o2, z2", "o3, z3"),
+        GROUPNORM.replace("s2", "s8").replace("o2, z2", "o8, z8"),
+        {"shape": "2,4,3,3"},
+        {},
+    ),
+    "LS201-rows": (
+        GROUPS_OF_3,
+        "s9 = Constant <value = int64[3] {0, 9, 4}> ()\n  f = Reshape (x, s9)"
+        + BY_HAND.replace("AXES", "2"),
+        {},
+        {},
+    ),
+    "LS201-none": (
+        NATIVE.replace("= 2", "= 0"),
+        NATIVE.replace("= 2", "= 1"),
+        {"opset": 21},
+        {},
+    ),
+    "LS201-negative": (
+        NATIVE.replace("= 2", "= -2"),
+        NATIVE.replace("= 2", "= 4"),
+        {"opset": 21},
+        {},
+    ),
     "LS202": (
         GROUPNORM,
         GROUPNORM.replace("s2", "s4").replace("o2, z2", "o, z"),
         {},
+        {"groups": 4},
+    ),
+    "LS202-by-hand": (
+        "f = Reshape (x, s2)" + BY_HAND.replace("AXES", "-1"),
+        "f = Reshape (x, s4)" + BY_HAND.replace("AXES", "-1"),
+        {},
+        {"groups": 4},
+    ),
+    "LS202-channels-last": (
+        "s = Constant <value = int64[5] {0, 3, 3, 2, 2}> ()\n  f = Reshape (x, s)"
+        + BY_HAND.replace("AXES", "1, 2, 4").replace("back", "last"),
+        "s = Constant <value = int64[5] {0, 3, 3, 4, 1}> ()\n  f = Reshape (x, s)"
+        + BY_HAND.replace("AXES", "1, 2, 4").replace("back", "last"),
+        {"shape": "1,3,3,4"},
         {"groups": 4},
     ),
     "LS203": (EACH_CHANNEL, EACH_CHANNEL.replace("(x,", "(x2,"), {"shape": "1,4,1,1"}, {}),
@@ -255,6 +325,9 @@ MORE = """
   s1 = Constant <value = int64[3] {0, 1, -1}> ()
   o1 = Constant <value = float[1] {1}> ()
   z1 = Constant <value = float[1] {0}> ()
+  s8 = Constant <value = int64[3] {1, 8, -1}> ()
+  o8 = Constant <value = float[8] {1, 1, 1, 1, 1, 1, 1, 1}> ()
+  z8 = Constant <value = float[8] {0, 0, 0, 0, 0, 0, 0, 0}> ()
   x2 = Concat <axis = 3> (x, x)
 """
 
