@@ -52,7 +52,7 @@ def to_markdown() -> str:
     for target, facts in FACTS.items():
         rows = ["| known failure | what happens | remedy | source |", "|---|---|---|---|"]
         for fact in facts:
-            source = re.sub(r"https://[^;\s]+", r"<\g<0>>", fact.source)
+            source = re.sub(r"https://[^;,\s]+", r"<\g<0>>", fact.source)
             texts = (fact.failure, fact.remedy)
             cells = (fact.name, *(text.replace("|", "\\|").replace("_", "\\_") for text in texts))
             rows.append(f"| {' | '.join((*cells, source))} |")

@@ -185,11 +185,14 @@ class GraphView:
         self.light = _inferred(model)
         self.places: list[Place] = []
         versions = _versions(model.opset_import)
+        # The main graph with its weights, then bodies, also those without an operator.
+        self._graphs: list[onnx.GraphProto] = []
         self.main = self._graph(self.light.graph, None, (), "", versions)
         # Initializers with their values: the light model knows the large ones as inputs.
         own = {value.name for value in model.graph.input}
         self.main.tensors = {t.name: t for t in model.graph.initializer}
         self.main.fed = own
+        self._graphs[0] = model.graph
         for function in model.functions:
             imports = {**versions, **_versions(function.opset_import)}
             scope = Scope(None, folder, fed=set(function.input))
@@ -202,15 +205,18 @@ class GraphView:
     @cached_property
     def tensors(self) -> list[tuple[str, onnx.TensorProto]]:
         """Every constant with the path of where it is."""
-        found = [(t.name, t) for t in self.model.graph.initializer]
-        for scope in dict.fromkeys(place.scope for place in self.places):
-            if scope is not self.main:
-                found += list(scope.tensors.items())
+        found = [(t.name, t) for graph in self._graphs for t in graph.initializer]
+        for graph in self._graphs:
+            found += [(sparse.values.name, sparse.values) for sparse in graph.sparse_initializer]
         for place in self.places:
             for item in place.node.attribute:
+                own = list(item.tensors)
                 if item.type == onnx.AttributeProto.TENSOR:
-                    found.append((place.record.path, item.t))
-                found += [(place.record.path, tensor) for tensor in item.tensors]
+                    own.append(item.t)
+                if item.type == onnx.AttributeProto.SPARSE_TENSOR:
+                    own.append(item.sparse_tensor.values)
+                own += [sparse.values for sparse in item.sparse_tensors]
+                found += [(place.record.path, tensor) for tensor in own]
         return found
 
     def _graph(
@@ -221,6 +227,7 @@ class GraphView:
         path: str,
         versions: Mapping[str, int],
     ) -> Scope:
+        self._graphs.append(graph)
         fed = {value.name for value in graph.input}
         scope = Scope(outer, self.folder, {t.name: t for t in graph.initializer}, fed=fed)
         for values in (graph.input, graph.value_info, graph.output):

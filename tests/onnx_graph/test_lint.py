@@ -687,6 +687,34 @@ def test_every_type_that_knows_nan(dtype, tmp_path):
         assert [f.message.partition(" are")[0] for f in findings] == ([bad] if bad else [])
 
 
+@pytest.mark.parametrize("kind", ["sparse", "sparse-attribute", "branch-without-operators"])
+def test_weights_in_corners(kind, tmp_path):
+    model = parser.parse_model(branch("y = Relu (x)"))
+    bad = numpy_helper.from_array(np.array([np.nan], np.float32), "bad")
+    places = numpy_helper.from_array(np.array([2], np.int64), "places")
+    sparse = helper.make_sparse_tensor(bad, places, [4])
+    if kind == "sparse":
+        model.graph.sparse_initializer.append(sparse)
+    elif kind == "sparse-attribute":
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["k"], sparse_value=sparse))
+    else:
+        value = helper.make_tensor_value_info("bad", TensorProto.FLOAT, [1])
+        body = helper.make_graph([], "body", [], [value], [bad])
+        model.graph.node[-1].attribute[0].g.CopyFrom(body)
+    assert "LS601" in codes(model, tmp_path, weights=True)
+    bad.ClearField("raw_data")
+    bad.data_location = TensorProto.EXTERNAL
+    bad.external_data.add(key="location", value="../elsewhere")
+    for tensor in model.graph.sparse_initializer:
+        tensor.values.CopyFrom(bad)
+    for item in [item for node in model.graph.node for item in node.attribute]:
+        if item.HasField("sparse_tensor"):
+            item.sparse_tensor.values.CopyFrom(bad)
+        if item.HasField("g") and item.g.initializer:
+            item.g.initializer[0].CopyFrom(bad)
+    assert "LS704" in codes(model, tmp_path)
+
+
 def test_a_tensor_that_contradicts_itself_is_no_crash(tmp_path):
     model = parser.parse_model(graph(GROUPNORM))
     broken = numpy_helper.from_array(np.zeros(4, np.float32), "mean")
