@@ -114,7 +114,9 @@ def _status(domain: str, op_type: str, opset: int) -> str:
         schema = defs.get_schema(op_type, min(opset, 2**31 - 1), domain)
     except Exception:  # onnx's SchemaError, or pybind's for a version that makes no sense
         return "unknown"
-    return "deprecated" if schema.deprecated else "fine"
+    # Its first version was withdrawn, which onnx 1.16 doesn't know.
+    withdrawn = (domain, op_type, schema.since_version) == ("", "GroupNormalization", 18)
+    return "deprecated" if schema.deprecated or withdrawn else "fine"
 
 
 def _judge_opset(subject: Subject) -> Iterator[Finding]:
