@@ -18,7 +18,7 @@ from layerswap.errors import LoadError
 from layerswap.keras_files import read_config
 from layerswap.keras_layers import read_layers
 from layerswap.keras_weights import Weight, open_weights
-from layerswap.layer_rules import judge_layer
+from layerswap.layer_rules import judge_layers
 from layerswap.records import Checked, Finding, Report
 from layerswap.weight_norms import widened
 
@@ -43,7 +43,7 @@ def check_file(path: StrPath, criteria: Criteria, proof: Iterable[Finding] = ())
         checked, findings = check_onnx_file(path, criteria)
     else:
         checked, findings = check_config_file(path)
-        findings += [f for layer in checked.layers for f in judge_layer(layer, criteria)]
+        findings += judge_layers(checked.layers, criteria)
         if criteria.weights:
             findings += judge_weights(Path(path))
     return checked_report(checked, [*findings, *proof], criteria)

@@ -189,6 +189,12 @@ class Criteria(_Fields):
         said = [s for word, s in self.severity.items() if code in catalog.chosen([word])]
         return said[-1] if said else None
 
+    @property
+    def names_layers(self) -> bool:
+        """Whether the policy says different things of different layers."""
+        policy = self.policy
+        return policy is not None and bool(policy.include or policy.exclude or policy.overrides)
+
     def groups_for(self, path: str, channels: int) -> int | None:
         """How many groups the policy gives a layer; None where it says nothing of it."""
         if self.policy is None or any(path_matches(p, path) for p in self.policy.exclude):

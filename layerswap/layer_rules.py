@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from layerswap import catalog, grouping
 from layerswap.criteria import Criteria
@@ -13,15 +13,21 @@ from layerswap.rules import FEW_ELEMENTS
 _FLOAT16_ZERO = 2.0**-25
 
 
-def judge_layer(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
-    """What is wrong with the groups and the epsilon of a layer.
+def judge_layers(layers: Iterable[LayerRecord], criteria: Criteria) -> Iterator[Finding]:
+    """What is wrong with the layers of a Keras model; see the two below."""
+    for layer in layers:
+        yield from judge_layer(layer)
+        yield from judge_policy(layer, criteria)
+
+
+def judge_layer(layer: LayerRecord) -> Iterator[Finding]:
+    """What is wrong with the groups and the epsilon of a layer, by themselves.
 
     Args:
         layer: any normalization; what its file doesn't say of it isn't judged.
-        criteria: what its groups are compared with.
     """
     if layer.groups is not None:
-        yield from _judge_groups(layer, layer.groups, criteria)
+        yield from _judge_groups(layer, layer.groups)
     if layer.epsilon is None or "BatchNorm" in layer.class_name:
         return
     if not layer.epsilon > 0:  # nor is it NaN
@@ -34,19 +40,29 @@ def judge_layer(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
         )
 
 
-def _judge_groups(layer: LayerRecord, groups: int, criteria: Criteria) -> Iterator[Finding]:
+def judge_policy(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
+    """In what the groups of a layer differ from the policy.
+
+    Args:
+        layer: any normalization, under the path that the policy knows it by.
+        criteria: holds the policy, if any.
+    """
+    if layer.groups is None or layer.channels is None:
+        return
+    wanted = criteria.groups_for(layer.path, layer.channels)
+    if wanted is not None and wanted != layer.groups:
+        yield catalog.find("groups-differ").finding(
+            layer.path, f"has {layer.groups} groups over {layer.channels} channels, not {wanted}"
+        )
+
+
+def _judge_groups(layer: LayerRecord, groups: int) -> Iterator[Finding]:
     channels = layer.channels
     if channels is not None and channels % groups:
         legal = ", ".join(map(str, grouping.legal_groups(channels)))
         yield catalog.find("indivisible-groups").finding(
             layer.path, f"{channels} channels don't divide by {groups} groups; legal are {legal}"
         )
-    if channels is not None:
-        wanted = criteria.groups_for(layer.path, channels)
-        if wanted is not None and wanted != groups:
-            yield catalog.find("groups-differ").finding(
-                layer.path, f"has {groups} groups over {channels} channels, not {wanted}"
-            )
     if layer.elements is None:
         return
     if layer.elements == 1:

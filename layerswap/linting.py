@@ -81,14 +81,14 @@ def check(
         )
     if not load:
         return checking.check_file(path, own)
-    from layerswap.layer_rules import judge_layer
+    from layerswap.layer_rules import judge_layers
     from layerswap.swapping import as_model
 
     model, source = as_model(path, custom_objects=custom_objects, unsafe=unsafe)
     from layerswap.keras_graph import listing
 
     checked, findings = listing.check_model(model, source)
-    findings += [f for layer in checked.layers for f in judge_layer(layer, own)]
+    findings += judge_layers(checked.layers, own)
     if own.weights:
         findings += checking.judge_weights(Path(path))
     return checking.checked_report(checked, findings, own)

@@ -23,6 +23,7 @@ from layerswap import linting
 from layerswap.__main__ import run
 from layerswap.criteria import Criteria
 from layerswap.errors import LoadError, UsageError
+from layerswap.policy import Policy
 from layerswap.references import load_reference, reference_path, save_reference
 
 
@@ -196,6 +197,25 @@ def test_groups_against_a_policy(digits, suffix):
     assert ls.check(path, groups=4, select="LS202").findings == ()
     assert ls.check(path, select="LS202").findings == ()
     assert ls.check(path, channels_per_group=channels[0] // 4, select="LS202").exit_code in (0, 1)
+
+
+def test_a_policy_that_names_layers(digits):
+    policy = {"groups": 2, "overrides": {"block3*": {"groups": 4}}, "exclude": ["stem*"]}
+    ls.convert(digits, "m.onnx", **{**policy, "exclude": []})
+    assert ls.check("m.onnx", policy=Policy(**policy), select="LS202").ok
+    other = Policy(**{**policy, "overrides": {"block3_a*": {"groups": 4}}})
+    found = ls.check("m.onnx", policy=other, select="LS202").findings
+    assert [f.where for f in found] == ["block3_b_bn"]
+    model = onnx.load("m.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, "bare.onnx")
+    (finding,) = ls.check("bare.onnx", policy=other, select="LS202").findings
+    assert (finding.code, finding.severity) == ("LS202", "undetermined")
+    # An override about something else says nothing of groups.
+    Path("layerswap.toml").write_text('[overrides."block3*"]\nepsilon = 0.5\n')
+    assert run(["check", "bare.onnx", "--select", "LS202"]) == 0
+    Path("layerswap.toml").write_text('[overrides."block3*"]\ngroups = 1\n')
+    assert run(["check", "m.onnx", "--select", "LS202"]) == 1
 
 
 def test_python_says_what_it_doesn_t_take(digits_onnx, digits):

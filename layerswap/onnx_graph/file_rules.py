@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,13 +11,12 @@ import onnx
 from layerswap import catalog
 from layerswap.errors import LoadError
 from layerswap.onnx_graph import external
+from layerswap.onnx_graph.metadata import GROUPNORMS, MODEL, read_metadata, read_sites
 from layerswap.onnx_graph.normalizations import Norm
 from layerswap.onnx_graph.subjects import Subject
 from layerswap.onnx_graph.tensors import bytes_wanted
-from layerswap.records import Finding
+from layerswap.records import Finding, LayerRecord
 from layerswap.references import OTHER_FILE, fingerprint, load_reference, reference_path
-
-_TABLE = "layerswap.groupnorms"
 
 
 def judge_interface(subject: Subject) -> Iterator[Finding]:
@@ -94,13 +91,15 @@ def judge_external(subject: Subject) -> Iterator[Finding]:
 
 def judge_origin(subject: Subject) -> Iterator[Finding]:
     """What layerswap wrote into the file and beside it: LS711, LS712, LS713."""
-    said = {item.key: item.value for item in subject.view.model.metadata_props}
-    if "layerswap.model" not in said:
-        yield catalog.find("metadata-missing").finding("", "has no layerswap.model in its metadata")
-    if _TABLE in said:
-        message = _compare(said[_TABLE], subject.norms)
+    model = subject.view.model
+    said = read_metadata(model)
+    if MODEL not in said:
+        yield catalog.find("metadata-missing").finding("", f"has no {MODEL} in its metadata")
+    if GROUPNORMS in said:
+        sites = read_sites(model)
+        message = "can't be read" if sites is None else _compare(sites, subject.norms)
         if message:
-            yield catalog.find("metadata-stale").finding(_TABLE, message)
+            yield catalog.find("metadata-stale").finding(GROUPNORMS, message)
     outside = any(external.is_outside(tensor) for _, tensor in subject.view.tensors)
     reference = reference_path(subject.path)
     if not reference.is_file() or (outside and not subject.criteria.weights):
@@ -114,12 +113,8 @@ def judge_origin(subject: Subject) -> Iterator[Finding]:
         yield catalog.find("checksum-mismatch").finding(str(reference), OTHER_FILE)
 
 
-def _compare(table: str, norms: list[Norm]) -> str:
+def _compare(sites: list[LayerRecord], norms: list[Norm]) -> str:
     """In what the graph differs from the table of its GroupNormalizations; empty if in nothing."""
-    try:
-        sites = [_signature(site["groups"], site["epsilon"]) for site in json.loads(table)]
-    except (ValueError, TypeError, KeyError, OverflowError):
-        return "its table of GroupNormalizations can't be read"
     spelled = Counter(
         _signature(norm.record.groups, norm.record.epsilon)
         for norm in norms
@@ -132,20 +127,19 @@ def _compare(table: str, norms: list[Norm]) -> str:
         if norm.kind == "other" and norm.variance is not None
     )
     for site in sites:
-        if spelled[site] > 0:
-            spelled[site] -= 1
-        elif by_hand[site[1]] > 0:
-            by_hand[site[1]] -= 1
+        signature = _signature(site.groups, site.epsilon)
+        if spelled[signature] > 0:
+            spelled[signature] -= 1
+        elif by_hand[signature[1]] > 0:
+            by_hand[signature[1]] -= 1
         else:
-            groups, epsilon = site
             return (
-                f"names {len(sites)} GroupNormalizations, and one with {groups} groups and epsilon "
-                f"{epsilon:.6g} isn't in the graph"
+                f"names {len(sites)} GroupNormalizations, and that of {site.path}, {site.groups} "
+                f"groups and epsilon {site.epsilon:.6g}, isn't in the graph"
             )
     return ""
 
 
-def _signature(groups: Any, epsilon: Any) -> tuple[int | None, float | None]:
+def _signature(groups: int | None, epsilon: float | None) -> tuple[int | None, float | None]:
     """What a site and an operator have in common; ONNX keeps an epsilon in float32."""
-    rounded = None if epsilon is None else float(np.float32(epsilon))
-    return (None if groups is None else int(groups), rounded)
+    return groups, None if epsilon is None else float(np.float32(epsilon))
