@@ -287,12 +287,13 @@ def _fits(value: Constant, found: _Found) -> bool:
         return False
     shape = list(value.shape)
     if found.members[-1].op != "Reshape" and found.groups > 1 and len(shape) == 2:
-        return shape[0] == found.groups
+        return bool(shape[0] == found.groups)
     while shape[0] == 1:
         del shape[0]
     behind = shape[1:]
-    placed = len(behind) == found.rank - 2 if found.rank else len(behind) > 0
-    return placed and all(size == 1 for size in behind)
+    if found.rank and len(behind) != found.rank - 2:
+        return False
+    return all(size == 1 for size in behind) and (found.rank > 0 or len(behind) > 0)
 
 
 def _mean_taken_off(node: Node) -> Node | None:
