@@ -10,9 +10,9 @@ from typing import Any
 
 from layerswap.difference_text import describe_groupnorm
 from layerswap.errors import LoadError
-from layerswap.keras_files import read_config
+from layerswap.keras_files import is_hdf5, read_config
 from layerswap.keras_layers import Layer, canonical_paths, read_layers, rename, text
-from layerswap.keras_weights import Weight, has_names, norms, open_weights
+from layerswap.keras_weights import Weight, norms, open_weights
 from layerswap.records import Difference
 from layerswap.stock_names import BATCHNORM
 
@@ -42,7 +42,7 @@ def keras_differences(first: Path, second: Path) -> list[Difference]:
         ]
         _align(models, weights)
         found = list(_layers(*models))
-        same_format = has_names(first) == has_names(second)
+        same_format = is_hdf5(first) == is_hdf5(second)
         comparer = _Weights(weights[0], weights[1], same_format)
         try:
             found = [comparer.swapped(d) if d.code == "LS901" else d for d in found]

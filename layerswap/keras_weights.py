@@ -22,6 +22,7 @@ import numpy as np
 
 from layerswap import weight_norms
 from layerswap.errors import LoadError
+from layerswap.keras_files import is_hdf5
 from layerswap.keras_layers import Layer
 from layerswap.records import Array
 
@@ -95,13 +96,6 @@ def norms(pairs: Iterable[tuple[Weight, Weight]]) -> dict[str, float]:
     return weight_norms.compare(rows)
 
 
-def has_names(path: Path) -> bool:
-    """Whether a file keeps weights by name; `.keras` files number them."""
-    import h5py
-
-    return bool(h5py.is_hdf5(path))  # early tf_keras wrote HDF5 under .keras, too
-
-
 @contextmanager
 def open_weights(path: Path, model: Layer) -> Iterator[dict[str, list[Weight]]]:
     """The weights of a file by the path of their layer, in the order of the file.
@@ -117,7 +111,7 @@ def open_weights(path: Path, model: Layer) -> Iterator[dict[str, list[Weight]]]:
 
     with ExitStack() as stack:
         stream: Any = path
-        if not has_names(path):
+        if not is_hdf5(path):
             stream = stack.enter_context(_unzipped(path))
         file = stack.enter_context(h5py.File(stream, "r"))
         if "model_config" in file.attrs:

@@ -152,7 +152,7 @@ class _Operators:
             return
         self._told.add(key)
         reasons = list(dict.fromkeys(filter(None, (one.missing, other.missing))))
-        if one.type != other.type and not (norms and _is_vector(one, other)):
+        if one.type != other.type and not (norms and _same_but_for_axes(one, other)):
             if one.is_setting and other.is_setting:
                 yield Difference("LS904", where, slot, one.text(), other.text())
             else:
@@ -167,16 +167,15 @@ class _Operators:
             yield Difference("LS906", one.name, "values differ", norms=own)
 
 
-def _is_vector(one: Constant, other: Constant) -> bool:
-    """Whether both are one vector, along whatever axis: γ and β, as each spelling has them."""
+def _same_but_for_axes(one: Constant, other: Constant) -> bool:
+    """Whether both may be one γ or β, as each spelling has it."""
     kinds = {value.type.partition("[")[0] for value in (one, other)}
-    longs = [[size for size in value.shape if size > 1] for value in (one, other)]
-    return len(kinds) == 1 and longs[0] == longs[1] and len(longs[0]) == 1
+    return len(kinds) == 1 and one.size == other.size
 
 
 def _settings(one: Node, other: Node) -> Iterator[Difference]:
     if one.op != other.op:
-        yield Difference("LS904", one.name, "operator", one.op, other.op)
+        yield Difference("LS904", one.name, "operator", _described(one), _described(other))
     elif one.made_of != other.made_of:
         yield Difference("LS904", one.name, "spelled as", one.made_of or one.op, other.made_of)
     keys = {**one.attributes, **other.attributes} if one.op == other.op else {}

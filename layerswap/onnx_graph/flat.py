@@ -24,7 +24,7 @@ from layerswap.onnx_graph.constants import Constant
 
 _STANDARD = ("", "ai.onnx")
 # Functions can call each other such that a small file stands for a huge graph.
-_MOST_NODES, _MOST_DEPTH = 300_000, 60
+_MOST_NODES, _MOST_DEPTH = 100_000, 60
 
 
 @dataclass(eq=False, slots=True)

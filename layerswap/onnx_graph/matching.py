@@ -182,6 +182,7 @@ class _Matcher:
         self._spread()
         self._fill_gaps()
         self._spread()
+        self._replaced()
         pairs = self.pairs.second_of
         self.pairs.alike = {one for one, other in pairs.items() if exact[one] == exact[other]}
         self.pairs.second_of = dict(sorted(pairs.items(), key=lambda p: self.first.place[p[0]]))
@@ -256,6 +257,32 @@ class _Matcher:
             others = [n for n in self.second.nodes[b + 1 : d] if n not in self._taken]
             for one, other in common([*map(_kind, ones)], [*map(_kind, others)]):
                 self._pair(ones[one], others[other])
+
+    def _replaced(self) -> None:
+        """Pairs another operator that was put between the same neighbours."""
+        neighbours: dict[Node, Hashable] = {}
+        for side, nodes in zip((self.first, self.second), self._left(), strict=True):
+            twins: Mapping[Node, Node] = (
+                self.pairs.second_of if side is self.first else {n: n for n in self._taken}
+            )
+            ends: dict[Node, list[str]] = defaultdict(list)
+            for name, ref in side.outputs.items():
+                if isinstance(ref, Output):
+                    ends[ref.node].append(name)
+            for node in nodes:
+                makers = [
+                    (slot, twins.get(ref.node), ref.number)
+                    if isinstance(ref, Output)
+                    else (slot, str(ref), 0)
+                    for slot, ref in node.inputs.items()
+                    if not isinstance(ref, Constant)
+                ]
+                users = [(twins.get(user), slot, number) for user, slot, number in side.users[node]]
+                around = [place[1] for place in makers] + [place[0] for place in users]
+                if None not in around and (users or ends[node]):
+                    key = (tuple(makers), frozenset(users), tuple(sorted(ends[node])))
+                    neighbours[node] = key
+        self._by_key(neighbours, most=1)
 
 
 def _increasing(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

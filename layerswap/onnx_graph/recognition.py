@@ -52,10 +52,12 @@ class _Found:
     gamma: Constant | None = None
     beta: Constant | None = None
     rank: int = 0  # of x, where it is known
+    grouped: bool = False  # whether the result so far is [N, G, L]
 
-    def take_in_front(self, reshape: Node) -> None:
+    def take_in_front(self, node: Node) -> None:
         """The operator before what was found so far belongs to it, too."""
-        self.x, self.members = reshape.inputs["0"], [reshape, *self.members]
+        self.x, self.members = node.inputs["0"], [node, *self.members]
+        self.grouped = node.op == "Reshape"
 
     def details(self) -> dict[str, Any]:
         """What its operators are told but γ, β and epsilon: shapes, axes and the like."""
@@ -232,6 +234,7 @@ def _restore(graph: _Graph, found: _Found) -> bool:
     elif graph.only_within(maker, [following]):
         found.members.append(maker)
     found.members.append(following)
+    found.grouped = False
     return True
 
 
@@ -286,8 +289,8 @@ def _fits(value: Constant, found: _Found) -> bool:
     if value.size <= 1 or value.size % found.groups:
         return False
     shape = list(value.shape)
-    if found.members[-1].op != "Reshape" and found.groups > 1 and len(shape) == 2:
-        return bool(shape[0] == found.groups)
+    if found.grouped:
+        return len(shape) == 2 and bool(shape[0] == found.groups)
     while shape[0] == 1:
         del shape[0]
     behind = shape[1:]
