@@ -1,9 +1,13 @@
 """`diff` as a whole: what can be compared with what, exit codes, reports, and what it imports."""
 
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,8 +18,9 @@ import layerswap as ls
 from layerswap import catalog
 from layerswap.__main__ import run
 from layerswap.errors import LoadError, UsageError
-from layerswap.records import Report, from_json
+from layerswap.records import Report, from_json, to_json
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "diff.md"
 FORMATS = ("text", "json", "junit", "sarif", "github")
 
 
@@ -42,10 +47,6 @@ def graph(path, op="Relu", value=1.0, *, missing=False):
 @pytest.fixture
 def files(digits):
     """One file of each kind, by suffix."""
-    import shutil
-
-    from layerswap.records import to_json
-
     shutil.copy(digits, "m.keras")
     graph("m.onnx")
     with open("m.json", "w") as file:
@@ -217,6 +218,19 @@ def test_the_report_in_a_file(capsys):
     for file in (one, other):
         assert run(["diff", one, other, "--output-file", file, "--force"]) == 2
         assert ls.diff(one, other).differences
+
+
+# --- the document -------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_document_run_and_it_names_every_code(digits, capfd):
+    text = DOCUMENT.read_text(encoding="utf-8")
+    shutil.copy(digits, "model.keras")
+    for line in re.findall(r"^\$ layerswap (.*)$", text, re.MULTILINE):
+        assert run(shlex.split(line)) == (1 if "--exit-code" in line else 0), line
+    assert "Error" not in capfd.readouterr().err
+    codes = {rule.code for rule in catalog.RULES if rule.code.startswith("LS9")}
+    assert set(re.findall(r"^\| (LS\d+) \|", text, re.MULTILINE)) == codes
 
 
 # --- imports ------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from layerswap.onnx_graph.reading import read_model
 from layerswap.onnx_graph.recognition import GROUPNORM, SETTINGS, recognize
 from layerswap.records import Difference
 
+_FOLDED = "a BatchNormalization may be folded into the first's weights before it"
+
 
 def onnx_differences(first: Path, second: Path) -> list[Difference]:
     """Compares two ONNX files by what they compute, not by how tensors and nodes are called.
@@ -77,13 +79,10 @@ class _Operators:
                 yield Difference("LS903", node.name, f"{_described(node)} is removed")
         for node in self._second.nodes:
             if node not in self._taken:
-                hint = (
-                    "; if the first had a BatchNormalization here, it is folded into the weights "
-                    "before it"
-                    if node.op == GROUPNORM
-                    else ""
-                )
-                yield Difference("LS902", node.name, f"{_described(node)} is added{hint}")
+                text = f"{_described(node)} is added"
+                if node.op == GROUPNORM:
+                    text = f"{_in_words(node)} is added; {_FOLDED}"
+                yield Difference("LS902", node.name, text)
         for one, other in self._second_of.items():
             yield from self._pair(one, other)
         for name, twin in outputs.items():
@@ -192,10 +191,13 @@ def _settings(one: Node, other: Node) -> Iterator[Difference]:
 def _described(node: Node) -> str:
     if node.op != GROUPNORM:
         return node.op
-    groups, epsilon = (node.attributes.get(key) for key in ("num_groups", "epsilon"))
-    text = describe_groupnorm(groups, epsilon)
     form = f", as {node.made_of}" if node.made_of and node.made_of != GROUPNORM else ""
-    return f"{text}{form}"
+    return f"{_in_words(node)}{form}"
+
+
+def _in_words(norm: Node) -> str:
+    groups, epsilon = (norm.attributes.get(key) for key in SETTINGS)
+    return describe_groupnorm(groups, epsilon)
 
 
 def _source(ref: Ref) -> str:

@@ -103,7 +103,7 @@ class _Graph:
         if not all(self.only_within(node, found.members) for node in found.members[:-1]):
             return
         attributes = {"num_groups": found.groups, "epsilon": found.epsilon, **found.details()}
-        form = " → ".join(node.op for node in found.members)
+        form = " + ".join(node.op for node in found.members)
         inputs: dict[str, Ref] = {"0": found.x}
         if found.gamma is not None:
             inputs["1"] = found.gamma
