@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class Layer:
         name: its own, the last part of the path.
         class_name: the layer's class.
         settings: its configuration without its name and without layers inside it.
-        place: where a `.keras` file keeps its weights.
+        place: where a `.keras` file keeps its weights; several models may share them.
         children: the layers directly inside.
         inputs: for each call the tensors that feed it; empty where the configuration doesn't say.
     """
@@ -70,7 +70,8 @@ def read_layers(config: Mapping[str, Any]) -> Layer:
 
 class _Reader:
     def __init__(self) -> None:
-        self._shared: set[tuple[Any, ...]] = set()
+        # By class and name: number of the object, and where its weights are.
+        self._places: dict[tuple[str, str], list[tuple[Any, str]]] = defaultdict(list)
 
     def layer(self, item: Mapping[str, Any], above: str, name: str, place: str) -> Layer:
         path = _join(above, name)
@@ -94,22 +95,26 @@ class _Reader:
         used: Counter[str] = Counter()
         for number, item in enumerate(items):
             name = _name(item) if key == "layers" else f"{key}[{number}]"
-            own = _snake_case(str(item["class_name"]))
-            number = used[own]
-            if not self._is_repeated(item):
+            own_place = self._first_place(item)
+            if own_place is None:
+                own = _snake_case(str(item["class_name"]))
+                own_place = _join(place, _numbered(own, used[own]))
                 used[own] += 1
-            layer = self.layer(item, path, name, _join(place, _numbered(own, number)))
+                known = self._places[str(item["class_name"]), _name(item)]
+                known.append((item.get("shared_object_id"), own_place))
+            layer = self.layer(item, path, name, own_place)
             layer.inputs = tuple(_calls(item, path))
             yield layer
 
-    def _is_repeated(self, item: Mapping[str, Any]) -> bool:
-        """Whether it is an object met before, whose weights are kept there."""
+    def _first_place(self, item: Mapping[str, Any]) -> str | None:
+        """Where the weights of an object met before are; None where it is the first time.
+
+        Keras numbers objects as it meets them again; in nested models the first has no number.
+        """
         number = item.get("shared_object_id")
-        key = (number, item["class_name"], _name(item))
-        if number is None or key not in self._shared:
-            self._shared.add(key)
-            return False
-        return True
+        known = self._places.get((str(item["class_name"]), _name(item)), [])
+        places = [place for wanted in (number, None) for own, place in known if own == wanted]
+        return places[0] if places and number is not None else None
 
 
 def canonical_paths(model: Layer) -> dict[str, str]:

@@ -124,7 +124,9 @@ def open_weights(path: Path, model: Layer) -> Iterator[dict[str, list[Weight]]]:
 
 
 def _by_place(file: Any, model: Layer) -> dict[str, list[Weight]]:
-    layers = {layer.place: layer for layer in model.all()}
+    layers: dict[str, list[Layer]] = defaultdict(list)
+    for layer in model.all():
+        layers[layer.place].append(layer)
     found: dict[str, list[Weight]] = defaultdict(list)
 
     def visit(name: str, item: Any) -> None:
@@ -139,9 +141,9 @@ def _by_place(file: Any, model: Layer) -> dict[str, list[Weight]]:
             inner.insert(0, part)
         if not place and inner[:1] in (["optimizer"], ["metrics"]):
             return  # how it was trained, not what it is
-        layer = layers[place]
-        own = "/".join((*inner, rest if inner else _named(layer, rest)))
-        found[layer.path].append(Weight(own, _sound(item)))
+        for layer in layers[place]:
+            own = "/".join((*inner, rest if inner else _named(layer, rest)))
+            found[layer.path].append(Weight(own, _sound(item)))
 
     _refuse_links(file)
     file.visititems(visit)  # passes links by

@@ -254,6 +254,34 @@ def test_weights_with_their_norms(suffixes):
         )
 
 
+def sharing():
+    """Two models in one that share a layer, with others of its class before and behind it."""
+    tf_keras.utils.set_random_seed(0)
+    shared = layers.Dense(4, name="shared")
+
+    def part(name):
+        inputs = layers.Input((4,), name=f"{name}_in")
+        x = shared(layers.Dense(4, name=f"{name}_1")(inputs))
+        return tf_keras.Model(inputs, layers.Dense(4, name=f"{name}_2")(x), name=name)
+
+    inputs = layers.Input((4,), name="in")
+    return tf_keras.Model(inputs, part("second")(part("first")(inputs)))
+
+
+@every_pair
+def test_a_layer_that_two_nested_models_share(suffixes):
+    assert told(compared(sharing(), sharing(), suffixes)) == []
+    other = sharing()
+    other.get_layer("second").get_layer("second_2").kernel.assign_add(np.ones((4, 4)))
+    assert told(compared(sharing(), other, suffixes)) == [("LS906", "second/second_2/kernel")]
+    other = sharing()
+    other.get_layer("first").get_layer("shared").kernel.assign_add(np.ones((4, 4)))
+    assert told(compared(sharing(), other, suffixes)) == [
+        ("LS906", "first/shared/kernel"),
+        ("LS906", "second/shared/kernel"),
+    ]
+
+
 @every_suffix
 def test_one_weight_of_a_wrapped_layer(suffix):
     one, other = wrapped(), wrapped()
