@@ -246,6 +246,7 @@ RULES: tuple[Rule, ...] = (
         "What runs the file may be older or newer than it.",
         "Export it again: layerswap export --opset.",
         ("onnx",),
+        needs="--min-opset or --max-opset",
     ),
     *(
         Rule(

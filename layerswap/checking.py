@@ -19,7 +19,7 @@ from layerswap.errors import LoadError
 from layerswap.keras_files import read_config
 from layerswap.keras_layers import read_layers
 from layerswap.keras_weights import Weight, open_weights
-from layerswap.layer_rules import compare_groups, judge_layer
+from layerswap.layer_rules import judge_layers
 from layerswap.records import Checked, Finding, Report
 from layerswap.weight_norms import widened
 
@@ -45,17 +45,10 @@ def check_file(path: StrPath, criteria: Criteria, proof: Iterable[Finding] = ())
     else:
         checked, findings = check_config_file(path)
         checked = with_channels(checked)
-        findings += judge_layers(checked, criteria)
+        findings += judge_layers(checked.layers, criteria)
         if criteria.weights:
             findings += judge_weights(Path(path))
     return checked_report(checked, [*findings, *proof], criteria)
-
-
-def judge_layers(checked: Checked, criteria: Criteria) -> Iterator[Finding]:
-    """What is wrong with the normalization layers of a Keras model."""
-    for layer in checked.layers:
-        yield from judge_layer(layer)
-        yield from compare_groups(layer, criteria)
 
 
 def with_channels(checked: Checked) -> Checked:

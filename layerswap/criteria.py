@@ -199,6 +199,12 @@ class Criteria(_Fields):
         ]
         return said[-1] if said else None
 
+    @property
+    def names_layers(self) -> bool:
+        """Whether the policy says different things of different layers."""
+        policy = self.policy
+        return policy is not None and bool(policy.include or policy.exclude or policy.overrides)
+
     def policy_for(self, path: str) -> Policy | None:
         """The policy of a layer; None where there is none, or it leaves the layer out."""
         if self.policy is None or any(path_matches(p, path) for p in self.policy.exclude):

@@ -10,9 +10,9 @@ from typing import Any
 
 from layerswap.difference_text import describe_groupnorm
 from layerswap.errors import LoadError
-from layerswap.keras_files import read_config
+from layerswap.keras_files import is_hdf5, read_config
 from layerswap.keras_layers import Layer, canonical_paths, read_layers, rename, text
-from layerswap.keras_weights import Weight, has_names, norms, open_weights
+from layerswap.keras_weights import Weight, norms, open_weights
 from layerswap.records import Difference
 from layerswap.stock_names import BATCHNORM
 
@@ -42,7 +42,7 @@ def keras_differences(first: Path, second: Path) -> list[Difference]:
         ]
         _align(models, weights)
         found = list(_layers(*models))
-        same_format = has_names(first) == has_names(second)
+        same_format = is_hdf5(first) == is_hdf5(second)
         comparer = _Weights(weights[0], weights[1], same_format)
         try:
             found = [comparer.swapped(d) if d.code == "LS901" else d for d in found]
@@ -87,6 +87,8 @@ def _align(models: list[Layer], weights: list[dict[str, list[Weight]]]) -> None:
     ]
     if len(counted[0] & counted[1]) <= len(as_is[0] & as_is[1]):
         return
+    if any(len(set(own.values())) < len(own) for own in names):
+        return  # somebody gave a layer of another class such a name
     for index, own in enumerate(names):
         rename(models[index], own)
         weights[index] = {own[path]: values for path, values in weights[index].items()}
@@ -126,9 +128,13 @@ def _layer(one: Layer, other: Layer) -> Iterator[Difference]:
         before, after = (text(own[key]) if key in own else None for own in settings)
         yield Difference(code, where, key, before, after)
     if one.inputs != other.inputs:
-        before, after = ("; ".join(layer.inputs) or None for layer in (one, other))
+        before, after = (_fed_by(layer) for layer in (one, other))
         yield Difference("LS904", where, "fed by", before, after)
     yield from _order(one, other, where)
+
+
+def _fed_by(layer: Layer) -> str | None:
+    return "; ".join(", ".join(map(str, call)) for call in layer.inputs) or None
 
 
 def _order(one: Layer, other: Layer, where: str) -> Iterator[Difference]:
@@ -211,6 +217,8 @@ class _Weights:
     ) -> list[tuple[Weight | None, Weight | None]] | None:
         """Which weight is which; None where two formats leave it open."""
         one, other = ({weight.name: weight for weight in own} for own in (before, after))
+        if one.keys() != other.keys() and _in_order(before) == _in_order(after):
+            return list(zip(before, after, strict=True))  # the names in front are counted ones
         if self._same_format or one.keys() == other.keys():
             return [(one.get(name), other.get(name)) for name in dict.fromkeys((*one, *other))]
         numbered = any(all(w.name.isdecimal() for w in own) for own in (before, after))
@@ -218,6 +226,11 @@ class _Weights:
         if numbered and named and [w.shape for w in before] == [w.shape for w in after]:
             return list(zip(before, after, strict=True))  # both in the order of creation
         return None
+
+
+def _in_order(weights: list[Weight]) -> list[tuple[str, str]]:
+    """The last part of each name, type and shape."""
+    return [(weight.name.rpartition("/")[2], str(weight)) for weight in weights]
 
 
 def _weight(path: str, one: Weight | None, other: Weight | None) -> Iterator[Difference]:

@@ -82,6 +82,20 @@ def inner_config(item: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, which early tf_keras wrote under `.keras`, too.
+
+    HDF5 looks for its mark at 512, 1024, 2048 and so on as well, where the weights in an archive
+    may happen to begin.
+    """
+    import h5py
+
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) != b"PK\x03\x04" and bool(h5py.is_hdf5(path))
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The model configuration in a `.keras` or `.h5` file.
 
@@ -99,7 +113,7 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     import h5py
 
-    if h5py.is_hdf5(path):  # early tf_keras wrote HDF5 under .keras, too
+    if is_hdf5(path):
         with h5py.File(path, "r") as file:
             text, version = file.attrs.get("model_config"), file.attrs.get("keras_version")
         if text is None:

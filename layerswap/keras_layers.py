@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerswap.keras_files import inner_config
 
@@ -20,6 +20,18 @@ from layerswap.keras_files import inner_config
 _WRITING = frozenset(
     ("module", "registered_name", "shared_object_id", "build_config", "compile_config")
 )
+
+
+class Source(NamedTuple):
+    """A tensor of a Keras graph: the path of a layer, the number of its call and of its output."""
+
+    path: str
+    call: int
+    output: int
+
+    def __str__(self) -> str:
+        call = f"call {self.call + 1} of " if self.call else ""
+        return f"{call}{self.path}{f':{self.output}' if self.output else ''}"
 
 
 @dataclass(slots=True)
@@ -31,10 +43,9 @@ class Layer:
         name: its own, the last part of the path.
         class_name: the layer's class.
         settings: its configuration without its name and without layers inside it.
-        place: where a `.keras` file keeps its weights.
+        place: where a `.keras` file keeps its weights; several models may share them.
         children: the layers directly inside.
-        inputs: paths of the layers that feed it, one text for each call; empty where the
-            configuration doesn't say.
+        inputs: for each call the tensors that feed it; empty where the configuration doesn't say.
     """
 
     path: str
@@ -43,7 +54,7 @@ class Layer:
     settings: dict[str, Any]
     place: str
     children: list[Layer] = field(default_factory=list)
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[tuple[Source, ...], ...] = ()
 
     def all(self) -> Iterator[Layer]:
         """The layer and all inside it."""
@@ -59,7 +70,8 @@ def read_layers(config: Mapping[str, Any]) -> Layer:
 
 class _Reader:
     def __init__(self) -> None:
-        self._shared: set[tuple[Any, ...]] = set()
+        # By class and name: number of the object, and where its weights are.
+        self._places: dict[tuple[str, str], list[tuple[Any, str]]] = defaultdict(list)
 
     def layer(self, item: Mapping[str, Any], above: str, name: str, place: str) -> Layer:
         path = _join(above, name)
@@ -83,22 +95,26 @@ class _Reader:
         used: Counter[str] = Counter()
         for number, item in enumerate(items):
             name = _name(item) if key == "layers" else f"{key}[{number}]"
-            own = _snake_case(str(item["class_name"]))
-            number = used[own]
-            if not self._is_repeated(item):
+            own_place = self._first_place(item)
+            if own_place is None:
+                own = _snake_case(str(item["class_name"]))
+                own_place = _join(place, _numbered(own, used[own]))
                 used[own] += 1
-            layer = self.layer(item, path, name, _join(place, _numbered(own, number)))
+                known = self._places[str(item["class_name"]), _name(item)]
+                known.append((item.get("shared_object_id"), own_place))
+            layer = self.layer(item, path, name, own_place)
             layer.inputs = tuple(_calls(item, path))
             yield layer
 
-    def _is_repeated(self, item: Mapping[str, Any]) -> bool:
-        """Whether it is an object met before, whose weights are kept there."""
+    def _first_place(self, item: Mapping[str, Any]) -> str | None:
+        """Where the weights of an object met before are; None where it is the first time.
+
+        Keras numbers objects as it meets them again; in nested models the first has no number.
+        """
         number = item.get("shared_object_id")
-        key = (number, item["class_name"], _name(item))
-        if number is None or key not in self._shared:
-            self._shared.add(key)
-            return False
-        return True
+        known = self._places.get((str(item["class_name"]), _name(item)), [])
+        places = [place for wanted in (number, None) for own, place in known if own == wanted]
+        return places[0] if places and number is not None else None
 
 
 def canonical_paths(model: Layer) -> dict[str, str]:
@@ -128,16 +144,32 @@ def canonical_paths(model: Layer) -> dict[str, str]:
 
 def rename(model: Layer, names: Mapping[str, str]) -> None:
     """Gives layers other paths, also where others name them."""
-    for layer in model.all():
-        layer.path = names[layer.path]
+
+    def renamed_ends(value: Any, above: str) -> Any:
+        if isinstance(value, dict):
+            return {key: renamed_ends(part, above) for key, part in value.items()}
+        if not isinstance(value, list):
+            return value
+        if not _is_tensor(value):
+            return [renamed_ends(part, above) for part in value]
+        path = names.get(_join(above, value[0]))
+        return value if path is None else [_own_name(path, names[above]), *value[1:]]
+
+    def visit(layer: Layer) -> None:
+        above = layer.path
+        for child in layer.children:
+            visit(child)
+            child.name = _own_name(child.path, names[above])
         layer.inputs = tuple(
-            ", ".join(names.get(source, source) for source in call.split(", "))
+            tuple(source._replace(path=names.get(source.path, source.path)) for source in call)
             for call in layer.inputs
         )
         for key in ("input_layers", "output_layers"):
-            ends = layer.settings.get(key)
-            if isinstance(ends, list):
-                layer.settings[key] = [names.get(end, end) for end in ends]
+            if key in layer.settings:
+                layer.settings[key] = renamed_ends(layer.settings[key], above)
+        layer.path = names[above]
+
+    visit(model)
 
 
 def _is_layer(value: Any) -> bool:
@@ -156,26 +188,33 @@ def _name(item: Mapping[str, Any]) -> str:
     return str(inner_config(item).get("name") or item.get("name"))
 
 
-def _calls(item: Mapping[str, Any], path: str) -> Iterator[str]:
+def _calls(item: Mapping[str, Any], path: str) -> Iterator[tuple[Source, ...]]:
     """For each call of a layer in a graph: who feeds it."""
     nodes = item.get("inbound_nodes")
     for node in nodes if isinstance(nodes, list) else ():
-        sources = [_join(path, name) for name in _sources(node)]
-        if sources:
-            yield ", ".join(sources)
+        if sources := tuple(_sources(node, path)):
+            yield sources
 
 
-def _sources(node: Any) -> Iterator[str]:
-    """The names in a call: `[name, node, tensor, arguments]`, in lists or dictionaries."""
-    if isinstance(node, list) and len(node) >= 3 and isinstance(node[0], str):
-        if isinstance(node[1], int) and isinstance(node[2], int):
-            yield node[0] if not node[2] else f"{node[0]}:{node[2]}"
-            node = node[3:]  # other tensors may be among the arguments
-        else:
-            return
+def _sources(node: Any, path: str) -> Iterator[Source]:
+    """The tensors in a call, in lists or dictionaries."""
+    if _is_tensor(node):
+        yield Source(_join(path, node[0]), node[1], node[2])
+        node = node[3:]  # other tensors may be among the arguments
     parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for part in parts:
-        yield from _sources(part)
+        yield from _sources(part, path)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is `[name, call, output, …]`, as a configuration refers to a tensor."""
+    return (
+        isinstance(value, list)
+        and len(value) >= 3
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and isinstance(value[2], int)
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -210,6 +249,10 @@ def _snake_case(name: str) -> str:
 
 def _numbered(name: str, number: int) -> str:
     return f"{name}_{number}" if number else name
+
+
+def _own_name(path: str, above: str) -> str:
+    return path.removeprefix(f"{above}/") if above else path
 
 
 def _join(path: str, name: str) -> str:

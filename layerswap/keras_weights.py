@@ -22,6 +22,7 @@ import numpy as np
 
 from layerswap import weight_norms
 from layerswap.errors import LoadError
+from layerswap.keras_files import is_hdf5
 from layerswap.keras_layers import Layer
 from layerswap.records import Array
 
@@ -39,6 +40,8 @@ _NAMES = {
     "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
     "Dense": ("kernel", "bias"),
 }
+_OWN_WEIGHTS = "top_level_model_weights"  # of an .h5 file: those of no layer
+_DAMAGED = "The file is damaged: copy or save it again."
 _UNSET = {"gamma": "scale", "beta": "center", "bias": "use_bias"}
 
 
@@ -93,13 +96,6 @@ def norms(pairs: Iterable[tuple[Weight, Weight]]) -> dict[str, float]:
     return weight_norms.compare(rows)
 
 
-def has_names(path: Path) -> bool:
-    """Whether a file keeps weights by name; `.keras` files number them."""
-    import h5py
-
-    return bool(h5py.is_hdf5(path))  # early tf_keras wrote HDF5 under .keras, too
-
-
 @contextmanager
 def open_weights(path: Path, model: Layer) -> Iterator[dict[str, list[Weight]]]:
     """The weights of a file by the path of their layer, in the order of the file.
@@ -115,7 +111,7 @@ def open_weights(path: Path, model: Layer) -> Iterator[dict[str, list[Weight]]]:
 
     with ExitStack() as stack:
         stream: Any = path
-        if not has_names(path):
+        if not is_hdf5(path):
             stream = stack.enter_context(_unzipped(path))
         file = stack.enter_context(h5py.File(stream, "r"))
         if "model_config" in file.attrs:
@@ -128,11 +124,14 @@ def open_weights(path: Path, model: Layer) -> Iterator[dict[str, list[Weight]]]:
 
 
 def _by_place(file: Any, model: Layer) -> dict[str, list[Weight]]:
-    layers = {layer.place: layer for layer in model.all()}
+    layers: dict[str, list[Layer]] = defaultdict(list)
+    for layer in model.all():
+        layers[layer.place].append(layer)
     found: dict[str, list[Weight]] = defaultdict(list)
 
     def visit(name: str, item: Any) -> None:
         if not hasattr(item, "shape"):
+            _refuse_links(item)
             return
         place, _, rest = name.rpartition("vars/")
         place = place.rstrip("/")
@@ -142,11 +141,12 @@ def _by_place(file: Any, model: Layer) -> dict[str, list[Weight]]:
             inner.insert(0, part)
         if not place and inner[:1] in (["optimizer"], ["metrics"]):
             return  # how it was trained, not what it is
-        layer = layers[place]
-        own = "/".join((*inner, rest if inner else _named(layer, rest)))
-        found[layer.path].append(Weight(own, _sound(item)))
+        for layer in layers[place]:
+            own = "/".join((*inner, rest if inner else _named(layer, rest)))
+            found[layer.path].append(Weight(own, _sound(item)))
 
-    file.visititems(visit)  # doesn't follow links out of the file
+    _refuse_links(file)
+    file.visititems(visit)  # passes links by
     return {path: sorted(weights, key=_order) for path, weights in found.items()}
 
 
@@ -168,17 +168,31 @@ def _named(layer: Layer, number: str) -> str:
 
 
 def _by_group(file: Any, model: Layer) -> dict[str, list[Weight]]:
-    groups = file.get("model_weights")
+    groups = _inside(file, "model_weights")
     found: dict[str, list[Weight]] = defaultdict(list)
+    if _OWN_WEIGHTS in set(groups):
+        group = _inside(groups, _OWN_WEIGHTS)
+        found[""] = [
+            Weight(name.removesuffix(":0"), _weight(group, name)) for name in _listed(group)
+        ]
+    names = set(groups)
     for layer in model.children:
-        group = groups.get(layer.name) if groups is not None else None
-        listed = group.attrs.get("weight_names", ()) if group is not None else ()
+        if layer.name.partition("/")[0] not in names:
+            continue  # the input of a Sequential
+        group = _inside(groups, layer.name)
         leaves = [inner for inner in layer.all() if not inner.children]
-        for name in [n.decode() if isinstance(n, bytes) else str(n) for n in listed]:
-            data = _inside(group, name)
+        for name in _listed(group):
             holder, own = _holder(layer, leaves, name.removesuffix(":0"))
-            found[holder.path].append(Weight(own, data))
+            found[holder.path].append(Weight(own, _weight(group, name)))
     return {path: _apart(weights) for path, weights in found.items()}
+
+
+def _listed(group: Any) -> list[str]:
+    """The names of its weights, in their order; a list that is too long for HDF5 is in parts."""
+    parts = [group.attrs["weight_names"]] if "weight_names" in group.attrs else []
+    while (key := f"weight_names{len(parts)}") in group.attrs:
+        parts.append(group.attrs[key])
+    return [n.decode() if isinstance(n, bytes) else str(n) for part in parts for n in part]
 
 
 def _holder(layer: Layer, leaves: list[Layer], name: str) -> tuple[Layer, str]:
@@ -200,20 +214,30 @@ def _apart(weights: list[Weight]) -> list[Weight]:
     return result
 
 
+def _weight(group: Any, name: str) -> Any:
+    return _sound(_inside(group, name))
+
+
 def _inside(group: Any, name: str) -> Any:
-    """A dataset of the group, not one that a link takes from elsewhere."""
+    """What is in the group under this name, not what a link takes from elsewhere."""
     import h5py
 
     here = group
     for part in name.split("/"):
         link = here.get(part, getlink=True) if isinstance(here, h5py.Group) else None
         if not isinstance(link, h5py.HardLink):
-            raise LoadError(
-                f"its weight '{name}' is missing, or a link to elsewhere",
-                hint="The file is damaged: copy or save it again.",
-            )
+            raise LoadError(f"'{name}' in it is missing, or a link to elsewhere", hint=_DAMAGED)
         here = here[part]
-    return _sound(here)
+    return here
+
+
+def _refuse_links(group: Any) -> None:
+    """Keras writes none, and what isn't followed can't be compared."""
+    import h5py
+
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise LoadError(f"'{group.name}/{name}' in it is a link to elsewhere", hint=_DAMAGED)
 
 
 # --- what is not to be trusted ------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from layerswap import catalog, grouping
 from layerswap.criteria import Criteria
@@ -12,12 +12,20 @@ from layerswap.rules import FEW_ELEMENTS
 # Up to here float16 rounds to zero: half of its smallest number, 2^-24.
 _FLOAT16_ZERO = 2.0**-25
 
+
 # Layers and operators that have groups, be it said how many or not.
 _GROUPS = ("GroupNormalization", "InstanceNormalization", "GroupNorm", "SkipGroupNorm")
 
 
+def judge_layers(layers: Iterable[LayerRecord], criteria: Criteria) -> Iterator[Finding]:
+    """What is wrong with the layers of a Keras model; see the two below."""
+    for layer in layers:
+        yield from judge_layer(layer)
+        yield from judge_policy(layer, criteria)
+
+
 def judge_layer(layer: LayerRecord) -> Iterator[Finding]:
-    """What is wrong with the groups and the epsilon of a layer.
+    """What is wrong with the groups and the epsilon of a layer, by themselves.
 
     Args:
         layer: any normalization; what its file doesn't say of it isn't judged.
@@ -36,12 +44,12 @@ def judge_layer(layer: LayerRecord) -> Iterator[Finding]:
         )
 
 
-def compare_groups(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
-    """Whether a layer has the groups that the policy gives it: LS202.
+def judge_policy(layer: LayerRecord, criteria: Criteria) -> Iterator[Finding]:
+    """In what the groups of a layer differ from the policy.
 
     Args:
-        layer: any normalization; one that isn't a GroupNormalization is none of the policy's.
-        criteria: with the policy.
+        layer: any normalization, under the path that the policy knows it by.
+        criteria: holds the policy, if any.
     """
     if layer.groups is None and layer.class_name not in _GROUPS:
         return

@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from layerswap import catalog, checking
@@ -79,13 +81,14 @@ def check(
         )
     if not load:
         return checking.check_file(path, own)
+    from layerswap.layer_rules import judge_layers
     from layerswap.swapping import as_model
 
     model, source = as_model(path, custom_objects=custom_objects, unsafe=unsafe)
     from layerswap.keras_graph import listing
 
     checked, findings = listing.check_model(model, source)
-    findings += checking.judge_layers(checked, own)
+    findings += judge_layers(checked.layers, own)
     if own.weights:
         findings += checking.judge_weights(Path(path))
     return checking.checked_report(checked, findings, own)
@@ -204,9 +207,11 @@ def _in_processes(
     one: Callable[[str], Report], paths: Sequence[str], count: int
 ) -> Iterator[Report]:
     # Fresh processes: a fork of one with threads may hang.
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _end_with_parent)
     try:
-        yield from pool.map(one, paths, chunksize=max(1, len(paths) // (8 * count)))
+        with _interrupts_held():
+            reports = pool.map(one, paths, chunksize=max(1, len(paths) // (8 * count)))
+        yield from reports
     except BrokenProcessPool as error:
         raise LoadError(
             "a process that checked some of the files died",
@@ -217,8 +222,29 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds back interrupts while processes start, and for them for ever: the parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """Sees to it that a process doesn't wait for work from a parent that was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _worth(paths: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from layerswap.difference_text import describe_groupnorm
 from layerswap.errors import LoadError
 from layerswap.records import Decision, Difference, Refusal, Swap, SwapPlan, from_json
 
@@ -84,7 +85,7 @@ def _decision(path: str, one: Decision, other: Decision) -> Iterator[Difference]
 
 def _said(decision: Decision) -> str:
     if isinstance(decision, Swap):
-        return f"swap, {decision.groups} groups, epsilon {decision.config['epsilon']:.4g}"
+        return describe_groupnorm(*map(decision.config.get, ("groups", "epsilon")))
     code = f" [{decision.code}]" if isinstance(decision, Refusal) else ""
     return f"{decision.kind}{code}: {decision.reason}"
 

@@ -260,7 +260,10 @@ def _checked(
     lines += [f"hint: {hint}" for hint in dict.fromkeys(f.hint for f in findings if f.hint)]
     left = sum(finding.code in _BATCHNORM for finding in findings)
     counts = Counter(finding.severity for finding in findings)
-    verdicts = [f"{count} {severity}" for severity, count in counts.items()]
+    verdicts = [
+        f"{count} {severity}{'s' if count > 1 and severity in ('error', 'warning') else ''}"
+        for severity, count in counts.items()
+    ]
     if left:
         verdicts.insert(0, f"{left} BatchNormalization left")
     elif counts["undetermined"]:

@@ -21,8 +21,6 @@ OWN_FILE = "layerswap.toml"
 SHARED_FILE = "pyproject.toml"
 # The table of what `check` judges by; all else is the policy.
 CHECK = "check"
-# Fields of a policy that say how many groups there shall be.
-_GROUPS = frozenset({"groups", "channels_per_group", "overrides"})
 # Two ways to say the same: the higher layer's replaces the lower one's.
 _SIZES = ("groups", "channels_per_group")
 
@@ -67,7 +65,8 @@ def read_criteria(options: Mapping[str, Any], config: str | None, folder: Path) 
     fields: dict[str, Any] = {}
     for layer in _layers(config, folder):
         fields |= layer.get(CHECK, {})
-    if _GROUPS & policy.model_fields_set:
+    parts = (policy, *policy.overrides.values())
+    if any(size in part.model_fields_set for part in parts for size in _SIZES):
         fields["policy"] = policy
     return Criteria(**{**fields, **ours})
 

@@ -27,6 +27,8 @@ ZOO = "tests/test_zoo.py"
 COMPILED = "tests/keras_graph/test_compiling.py"
 REBUILT = "tests/keras_graph/test_rebuild.py"
 SELFCHECKED = "tests/keras_graph/test_selfcheck.py"
+LINTED = "tests/onnx_graph/test_lint.py"
+JUDGED = "tests/test_linting.py"
 LIMIT_S = 900
 # Pytest's exit codes; all others mean that no test has judged.
 PASSED, FAILED = 0, 1
@@ -419,6 +421,79 @@ MUTATIONS = (
         ),
         at="tests/keras_graph/test_calibrating.py",
         only="put_back",
+    ),
+    broken(
+        "a BatchNormalization that adds an epsilon counts as an affine",
+        ("onnx_graph/normalizations.py", 'attribute(node, "epsilon", 1e-5) == 0', "True"),
+        at=LINTED,
+    ),
+    broken(
+        "a BatchNormalization that has been told to train counts as an affine",
+        (
+            "onnx_graph/normalizations.py",
+            'if len(node.input) != 5 or attribute(node, "training_mode", 0):',
+            "if len(node.input) != 5:",
+        ),
+        at=LINTED,
+    ),
+    broken(
+        "bodies of operators aren't looked into",
+        (
+            "onnx_graph/views.py",
+            "for body in subgraphs(node):\n                self._graph",
+            "for body in ():\n                self._graph",
+        ),
+        at=LINTED,
+    ),
+    broken(
+        "a weight may be read from anywhere",
+        (
+            "onnx_graph/external.py",
+            ".is_relative_to(folder.resolve())",
+            ".exists() or True",
+        ),
+        at=LINTED,
+    ),
+    broken(
+        "a divisor of the channels that isn't one",
+        ("layer_rules.py", "if channels is not None and channels % groups:", "if False:"),
+        at=LINTED,
+    ),
+    broken(
+        "an input that hides a constant of the same name",
+        (
+            "onnx_graph/views.py",
+            "return None if name in home.fed else home.tensors.get(name)",
+            "return home.tensors.get(name)",
+        ),
+        at=LINTED,
+    ),
+    broken(
+        "what can't be read can be ignored",
+        (
+            "criteria.py",
+            "if code in _ALWAYS:\n            return True",
+            "if False:\n            return True",
+        ),
+        at="tests/test_criteria.py",
+    ),
+    broken(
+        "the last override of a file applies, not the first",
+        (
+            "criteria.py",
+            "                break\n        return Criteria",
+            "        return Criteria",
+        ),
+        at="tests/test_criteria.py",
+    ),
+    broken(
+        "only the first runtime asked for runs",
+        (
+            "linting.py",
+            "for runtime in criteria.runtime or (None,):",
+            "for runtime in criteria.runtime[:1] or (None,):",
+        ),
+        at=JUDGED,
     ),
 )
 

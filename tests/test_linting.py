@@ -99,15 +99,15 @@ def test_a_process_that_dies_is_said(monkeypatch, capsys):
         list(linting._in_processes(dying.die, [file, file], 2))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for a process group")
-def test_an_interrupt_ends_all_processes():
-    files = [onnx_file(f"{n}.onnx") for n in range(3)] * 700
-    unique = []
-    for number, file in enumerate(files):  # names must differ, or they count once
-        unique.append(f"{number}-{os.path.basename(file)}")
-        os.link(file, unique[-1])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for process groups")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_command_ends_all_its_processes(number):
+    file = onnx_file("m.onnx")
+    files = [f"{index}.onnx" for index in range(2_000)]
+    for name in files:
+        os.link(file, name)
     process = subprocess.Popen(
-        [sys.executable, "-m", "layerswap", "check", *unique, "--jobs", "2"],
+        [sys.executable, "-m", "layerswap", "check", *files, "--jobs", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -116,12 +116,14 @@ def test_an_interrupt_ends_all_processes():
     )
     while "check ..." not in process.stderr.readline():
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
+    # Ctrl-C reaches the whole group, kill one process.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+    assert process.returncode == codes[number]
     assert out == ""
     assert "Traceback" not in err
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:  # no process of the group is left
         try:
             os.killpg(process.pid, 0)
@@ -197,6 +199,25 @@ def test_groups_against_a_policy(digits, suffix):
     assert ls.check(path, channels_per_group=channels[0] // 4, select="LS202").exit_code in (0, 1)
 
 
+def test_a_policy_that_names_layers(digits):
+    policy = {"groups": 2, "overrides": {"block3*": {"groups": 4}}, "exclude": ["stem*"]}
+    ls.convert(digits, "m.onnx", **{**policy, "exclude": []})
+    assert ls.check("m.onnx", policy=Policy(**policy), select="LS202").ok
+    other = Policy(**{**policy, "overrides": {"block3_a*": {"groups": 4}}})
+    found = ls.check("m.onnx", policy=other, select="LS202").findings
+    assert [f.where for f in found] == ["block3_b_bn"]
+    model = onnx.load("m.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, "bare.onnx")
+    (finding,) = ls.check("bare.onnx", policy=other, select="LS202").findings
+    assert (finding.code, finding.severity) == ("LS202", "undetermined")
+    # An override about something else says nothing of groups.
+    Path("layerswap.toml").write_text('[overrides."block3*"]\nepsilon = 0.5\n')
+    assert run(["check", "bare.onnx", "--select", "LS202"]) == 0
+    Path("layerswap.toml").write_text('[overrides."block3*"]\ngroups = 1\n')
+    assert run(["check", "m.onnx", "--select", "LS202"]) == 1
+
+
 def test_python_says_what_it_doesn_t_take(digits_onnx, digits):
     with pytest.raises(UsageError, match="either criteria or its fields"):
         ls.check(digits_onnx, criteria=Criteria(), select="LS2")
@@ -249,6 +270,19 @@ def test_a_runtime_that_fails(digits_onnx):
     onnx.save(model, digits_onnx)
     codes = {code for code, _ in proof(digits_onnx, runtime="onnxruntime")}
     assert {"LS803", "LS004"} <= codes
+
+
+def test_every_runtime_asked_for_runs(digits_onnx):
+    """onnx's own evaluator doesn't know what ONNX Runtime adds to it."""
+    model = onnx.load(digits_onnx)
+    model.graph.node.add(
+        op_type="Gelu", domain="com.microsoft", input=[model.graph.input[0].name], output=["q"]
+    )
+    model.opset_import.add(domain="com.microsoft", version=1)
+    onnx.save(model, digits_onnx)
+    for runtimes in ("onnxruntime,reference", "reference,onnxruntime"):
+        found = ls.check(digits_onnx, runtime=runtimes, select="LS803").findings
+        assert [f.where for f in found] == ["reference"]
 
 
 def test_no_reference_is_no_proof(digits_onnx, capsys):

@@ -22,7 +22,7 @@ from tf_keras.src.layers.serialization import get_builtin_layer
 
 from layerswap.atomic import StrPath, replacing
 from layerswap.errors import ExportError, LayerswapError, LoadError, UsageError, reason_of
-from layerswap.keras_files import KERAS_3_HINT
+from layerswap.keras_files import KERAS_3_HINT, is_hdf5
 from layerswap.keras_graph import inspection
 from layerswap.keras_graph.serving import serving_signature
 
@@ -159,7 +159,7 @@ def _load(path: Path, known: dict[str, Any], unsafe: bool) -> Any:
             f"the suffix '{path.suffix}' is not that of a Keras model",
             hint="Give a .keras, .h5 or .hdf5 file, or a SavedModel folder.",
         )
-    if h5py.is_hdf5(path):  # early tf_keras wrote HDF5 under .keras, too
+    if is_hdf5(path):
         with h5py.File(path, "r") as file:
             inspection.inspect_h5(file, path, unsafe)
             return tf_keras.models.load_model(file, custom_objects=known)

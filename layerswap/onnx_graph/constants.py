@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,21 @@ _NUMBERS = {
 }
 
 
+def _bits(name: str, number: int) -> int:
+    """How much an element of a type takes in a file: what NumPy has no type for is packed."""
+    own = re.match(r"U?(?:INT|FLOAT)(2|4)(?!\d)", name)
+    size = np.dtype(helper.tensor_dtype_to_np_dtype(number)).itemsize
+    return int(own[1]) if own else size * 8
+
+
+# Text is never outside the file.
+_BITS = {
+    number: _bits(name, number)
+    for name, number in onnx.TensorProto.DataType.items()
+    if name not in ("UNDEFINED", "STRING")
+}
+
+
 class Constant:
     """A constant of a graph.
 
@@ -42,7 +59,7 @@ class Constant:
     @property
     def size(self) -> int:
         """How many elements it has."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @cached_property
     def type(self) -> str:
@@ -56,8 +73,23 @@ class Constant:
     @cached_property
     def missing(self) -> str:
         """Why its value can't be read; empty where it can."""
-        if self._tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return ""
+        outside = self._tensor.data_location == onnx.TensorProto.EXTERNAL
+        known = not outside or self._tensor.data_type in _BITS
+        try:
+            if known and min(self.shape, default=0) >= 0:
+                return self._missing_outside() if outside else self._missing_inside()
+        except (OSError, RuntimeError, ValueError):  # no name of a file, or a circle of links
+            pass
+        return f"the weight '{self.name}' contradicts itself"
+
+    def _missing_inside(self) -> str:
+        try:
+            self.value()
+        except Exception as error:  # whatever numpy_helper makes of types, sizes and bytes
+            raise ValueError from error
+        return ""
+
+    def _missing_outside(self) -> str:
         file, offset, length = self._external
         if not file.resolve().is_relative_to(self._folder.resolve()):
             return f"{file.name} is outside the model's folder and is not read"
@@ -77,11 +109,7 @@ class Constant:
 
     @property
     def _expected(self) -> int:
-        bits = round(self._dtype.itemsize * 8)
-        name = onnx.TensorProto.DataType.Name(self._tensor.data_type)
-        packed = next((n for n in (4, 2) if name.rstrip("E2M1FN").endswith(f"INT{n}")), bits)
-        packed = 4 if name.startswith("FLOAT4") else packed
-        return (self.size * packed + 7) // 8
+        return (self.size * _BITS[self._tensor.data_type] + 7) // 8
 
     @property
     def _dtype(self) -> np.dtype[Any]:

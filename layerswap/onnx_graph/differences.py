@@ -18,8 +18,10 @@ from layerswap.onnx_graph.flat import Flat, Node, Output, Ref, flatten, graph_in
 from layerswap.onnx_graph.interface import interface_differences, matched_names
 from layerswap.onnx_graph.matching import BATCHNORM, Pairs, match
 from layerswap.onnx_graph.reading import read_model
-from layerswap.onnx_graph.recognition import GROUPNORM, recognize
+from layerswap.onnx_graph.recognition import GROUPNORM, SETTINGS, recognize
 from layerswap.records import Difference
+
+_FOLDED = "a BatchNormalization may be folded into the first's weights before it"
 
 
 def onnx_differences(first: Path, second: Path) -> list[Difference]:
@@ -77,20 +79,18 @@ class _Operators:
                 yield Difference("LS903", node.name, f"{_described(node)} is removed")
         for node in self._second.nodes:
             if node not in self._taken:
-                hint = (
-                    "; if the first had a BatchNormalization here, it is folded into the weights "
-                    "before it"
-                    if node.op == GROUPNORM
-                    else ""
-                )
-                yield Difference("LS902", node.name, f"{_described(node)} is added{hint}")
+                text = f"{_described(node)} is added"
+                if node.op == GROUPNORM:
+                    text = f"{_in_words(node)} is added; {_FOLDED}"
+                yield Difference("LS902", node.name, text)
         for one, other in self._second_of.items():
             yield from self._pair(one, other)
         for name, twin in outputs.items():
             before, after = self._first.outputs[name], self._second.outputs[twin]
             yield from self._inputs(name, "made by", before, after)
         for reason, names in self._closed.items():
-            yield Difference("LS910", names[0], f"{len(names)} weights aren't compared: {reason}")
+            count = "a weight isn't" if len(names) == 1 else f"{len(names)} weights aren't"
+            yield Difference("LS910", names[0], f"{count} compared: {reason}")
 
     def _pair(self, one: Node, other: Node) -> Iterator[Difference]:
         if one.op == BATCHNORM and other.op == GROUPNORM:
@@ -102,7 +102,7 @@ class _Operators:
         else:
             yield from _settings(one, other)
             slots = list(dict.fromkeys((*one.inputs, *other.inputs)))
-        norms = one.op == other.op == GROUPNORM
+        norms = one.op == other.op == GROUPNORM and one.made_of != other.made_of
         for slot in slots:
             before, after = one.inputs.get(slot), other.inputs.get(slot)
             if before is None or after is None:
@@ -131,12 +131,17 @@ class _Operators:
         if isinstance(before, Constant) and isinstance(after, Constant):
             yield from self._constants(where, slot, before, after, norms)
         elif isinstance(before, Output) and isinstance(after, Output):
-            known = before.node in self._second_of and after.node in self._taken
             same = self._second_of.get(before.node) is after.node and before.number == after.number
-            if known and not same:
+            if not same and self._is_known(before) and self._is_known(after):
                 yield Difference("LS904", where, slot, _source(before), _source(after))
-        elif type(before) is not type(after) or before != after:
+        elif before != after and self._is_known(before) and self._is_known(after):
             yield Difference("LS904", where, slot, _source(before), _source(after))
+
+    def _is_known(self, ref: Ref) -> bool:
+        """Whether it is in both models: what makes it may be told as added or removed."""
+        if not isinstance(ref, Output):
+            return True
+        return ref.node in self._second_of or ref.node in self._taken
 
     def _constants(
         self, where: str, slot: str, one: Constant, other: Constant, norms: bool
@@ -146,7 +151,7 @@ class _Operators:
             return
         self._told.add(key)
         reasons = list(dict.fromkeys(filter(None, (one.missing, other.missing))))
-        if one.type != other.type and not (norms and _is_vector(one, other)):
+        if one.type != other.type and not (norms and _same_but_for_axes(one, other)):
             if one.is_setting and other.is_setting:
                 yield Difference("LS904", where, slot, one.text(), other.text())
             else:
@@ -161,19 +166,20 @@ class _Operators:
             yield Difference("LS906", one.name, "values differ", norms=own)
 
 
-def _is_vector(one: Constant, other: Constant) -> bool:
-    """Whether both are one vector, along whatever axis: γ and β, as each spelling has them."""
+def _same_but_for_axes(one: Constant, other: Constant) -> bool:
+    """Whether both may be one γ or β, as each spelling has it."""
     kinds = {value.type.partition("[")[0] for value in (one, other)}
-    longs = [[size for size in value.shape if size > 1] for value in (one, other)]
-    return len(kinds) == 1 and longs[0] == longs[1] and len(longs[0]) == 1
+    return len(kinds) == 1 and one.size == other.size
 
 
 def _settings(one: Node, other: Node) -> Iterator[Difference]:
     if one.op != other.op:
-        yield Difference("LS904", one.name, "operator", one.op, other.op)
+        yield Difference("LS904", one.name, "operator", _described(one), _described(other))
     elif one.made_of != other.made_of:
         yield Difference("LS904", one.name, "spelled as", one.made_of or one.op, other.made_of)
-    keys = {**one.attributes, **other.attributes} if one.op == other.op else ()
+    keys = {**one.attributes, **other.attributes} if one.op == other.op else {}
+    if one.made_of != other.made_of:
+        keys = {key: None for key in keys if key in SETTINGS}  # the others belong to the spelling
     for key in keys:
         before, after = (
             repr(x.attributes[key]) if key in x.attributes else None for x in (one, other)
@@ -185,10 +191,13 @@ def _settings(one: Node, other: Node) -> Iterator[Difference]:
 def _described(node: Node) -> str:
     if node.op != GROUPNORM:
         return node.op
-    groups, epsilon = (node.attributes.get(key) for key in ("num_groups", "epsilon"))
-    text = describe_groupnorm(groups, epsilon)
     form = f", as {node.made_of}" if node.made_of and node.made_of != GROUPNORM else ""
-    return f"{text}{form}"
+    return f"{_in_words(node)}{form}"
+
+
+def _in_words(norm: Node) -> str:
+    groups, epsilon = (norm.attributes.get(key) for key in SETTINGS)
+    return describe_groupnorm(groups, epsilon)
 
 
 def _source(ref: Ref) -> str:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from layerswap import catalog
 from layerswap.errors import LoadError
-from layerswap.layer_rules import compare_groups
 from layerswap.onnx_graph import external
+from layerswap.onnx_graph.metadata import GROUPNORMS, MODEL, read_metadata, read_sites
 from layerswap.onnx_graph.normalizations import Norm
 from layerswap.onnx_graph.subjects import Subject
 from layerswap.onnx_graph.tensors import bytes_wanted
 from layerswap.records import Finding, LayerRecord
 from layerswap.references import OTHER_FILE, fingerprint, load_reference, reference_path
-
-_TABLE = "layerswap.groupnorms"
 
 
 def judge_interface(subject: Subject) -> Iterator[Finding]:
@@ -95,13 +91,15 @@ def judge_external(subject: Subject) -> Iterator[Finding]:
 
 def judge_origin(subject: Subject) -> Iterator[Finding]:
     """What layerswap wrote into the file and beside it: LS711, LS712, LS713."""
-    said = {item.key: item.value for item in subject.view.model.metadata_props}
-    if "layerswap.model" not in said:
-        yield catalog.find("metadata-missing").finding("", "has no layerswap.model in its metadata")
-    if _TABLE in said:
-        message = _compare(said[_TABLE], subject.norms)
+    model = subject.view.model
+    said = read_metadata(model)
+    if MODEL not in said:
+        yield catalog.find("metadata-missing").finding("", f"has no {MODEL} in its metadata")
+    if GROUPNORMS in said:
+        sites = read_sites(model)
+        message = "can't be read" if sites is None else _compare(sites, subject.norms)
         if message:
-            yield catalog.find("metadata-stale").finding(_TABLE, message)
+            yield catalog.find("metadata-stale").finding(GROUPNORMS, message)
     outside = any(external.is_outside(tensor) for _, tensor in subject.view.tensors)
     reference = reference_path(subject.path)
     if not reference.is_file() or (outside and not subject.criteria.weights):
@@ -115,76 +113,33 @@ def judge_origin(subject: Subject) -> Iterator[Finding]:
         yield catalog.find("checksum-mismatch").finding(str(reference), OTHER_FILE)
 
 
-def _compare(table: str, norms: list[Norm]) -> str:
+def _compare(sites: list[LayerRecord], norms: list[Norm]) -> str:
     """In what the graph differs from the table of its GroupNormalizations; empty if in nothing."""
-    try:
-        sites = [_signature(site) for site in _sites(table)]
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        return "its table of GroupNormalizations can't be read"
-    spelled = Counter(_signature(norm.record) for norm in norms if norm.kind == "group")
+    spelled = Counter(
+        _signature(norm.record.groups, norm.record.epsilon)
+        for norm in norms
+        if norm.kind == "group"
+    )
     # One group, or one for each channel, written by hand, doesn't show how many there are.
     by_hand = Counter(
-        _signature(norm.record)[1]
+        _signature(0, norm.record.epsilon)[1]
         for norm in norms
         if norm.kind == "other" and norm.variance is not None
     )
     for site in sites:
-        if spelled[site] > 0:
-            spelled[site] -= 1
-        elif by_hand[site[1]] > 0:
-            by_hand[site[1]] -= 1
+        signature = _signature(site.groups, site.epsilon)
+        if spelled[signature] > 0:
+            spelled[signature] -= 1
+        elif by_hand[signature[1]] > 0:
+            by_hand[signature[1]] -= 1
         else:
-            groups, epsilon = site
             return (
-                f"names {len(sites)} GroupNormalizations, and one with {groups} groups and epsilon "
-                f"{epsilon:.6g} isn't in the graph"
+                f"names {len(sites)} GroupNormalizations, and that of {site.path}, {site.groups} "
+                f"groups and epsilon {site.epsilon:.6g}, isn't in the graph"
             )
     return ""
 
 
-def _sites(table: str) -> list[LayerRecord]:
-    """The GroupNormalizations that an export noted, under their paths in the Keras model."""
-    return [
-        LayerRecord(
-            str(site.get("path", "")),
-            "GroupNormalization",
-            "",
-            (),
-            channels=None if site.get("channels") is None else int(site["channels"]),
-            groups=int(site["groups"]),
-            epsilon=float(site["epsilon"]),
-        )
-        for site in json.loads(table)
-    ]
-
-
-def _signature(record: LayerRecord) -> tuple[int | None, float | None]:
+def _signature(groups: int | None, epsilon: float | None) -> tuple[int | None, float | None]:
     """What a site and an operator have in common; ONNX keeps an epsilon in float32."""
-    epsilon = None if record.epsilon is None else float(np.float32(record.epsilon))
-    return record.groups, epsilon
-
-
-def judge_groups(subject: Subject) -> Iterator[Finding]:
-    """Whether groups are those of the policy: LS202.
-
-    A policy names layers by their paths in the Keras model, which only the table of the export has.
-    """
-    said = {item.key: item.value for item in subject.view.model.metadata_props}
-    try:
-        sites = _sites(said.get(_TABLE, "[]"))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        sites = []
-    noted: dict[tuple[int | None, float | None], list[LayerRecord]] = {}
-    for site in sites:
-        noted.setdefault(_signature(site), []).append(site)
-    by_hand = Counter(_signature(norm.record)[1] for norm in subject.norms if norm.kind == "other")
-    for norm in subject.norms:
-        if norm.kind == "group":
-            same, record = noted.get(_signature(norm.record)), norm.record
-            if same:
-                site = same.pop(0)
-                record = replace(site, channels=record.channels or site.channels)
-            yield from compare_groups(record, subject.criteria)
-    for (_, epsilon), others in noted.items():  # written by hand, without a sign of groups
-        for site in others[: by_hand[epsilon]]:
-            yield from compare_groups(site, subject.criteria)
+    return groups, None if epsilon is None else float(np.float32(epsilon))

@@ -24,7 +24,7 @@ from layerswap.onnx_graph.constants import Constant
 
 _STANDARD = ("", "ai.onnx")
 # Functions can call each other such that a small file stands for a huge graph.
-_MOST_NODES, _MOST_DEPTH = 1_000_000, 60
+_MOST_NODES, _MOST_DEPTH = 100_000, 60
 
 
 @dataclass(eq=False, slots=True)
@@ -129,6 +129,7 @@ class _Flattener:
     model: onnx.ModelProto
     folder: Path
     nodes: list[Node] = field(default_factory=list)
+    visited: int = 0  # calls, too: functions may hold nothing but calls of each other
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,7 +147,8 @@ class _Flattener:
             raise LoadError(f"its graphs lie in each other {scope.depth} deep")
         for node in _sorted(list(nodes)):
             self.node(node, scope)
-            if len(self.nodes) > _MOST_NODES:
+            self.visited += 1
+            if self.visited > _MOST_NODES:
                 raise LoadError(f"its functions stand for more than {_MOST_NODES:,} operators")
 
     def node(self, node: onnx.NodeProto, scope: _Scope) -> None:
@@ -306,8 +308,8 @@ def _value(attribute: onnx.AttributeProto) -> Any:
 
 def _tensor_text(tensor: onnx.TensorProto) -> str:
     constant = Constant("", tensor, Path())
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return constant.type
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or constant.missing:
+        return f"{constant.type} {_digest(tensor)}"
     if constant.size <= 8:
         return f"{constant.type} {np.asarray(constant.value()).tolist()}"
     return constant.digest

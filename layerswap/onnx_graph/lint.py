@@ -17,7 +17,6 @@ from layerswap.records import Checked, Finding
 _RULES: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     norm_rules.judge_norms,
     norm_rules.judge_gammas,
-    file_rules.judge_groups,
     operator_rules.judge_operators,
     operator_rules.judge_targets,
     file_rules.judge_interface,

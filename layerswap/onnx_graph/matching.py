@@ -8,19 +8,18 @@ there pairs spread to neighbours, and what is left between them is aligned in to
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from layerswap.onnx_graph.alignment import common
 from layerswap.onnx_graph.constants import Constant
 from layerswap.onnx_graph.flat import Flat, Node, Output, Port, Ref
 from layerswap.onnx_graph.recognition import GROUPNORM
 
-# Above so many comparisons difflib would take minutes for what it can't tell anyway.
-_MOST_COMPARISONS = 2_000_000
 BATCHNORM = "BatchNormalization"
 
 
@@ -87,6 +86,15 @@ class _Side:
             for slot, ref in node.inputs.items():
                 if isinstance(ref, Output):
                     self.users[ref.node].append((node, slot, ref.number))
+
+    def weighty(self) -> dict[Node, Hashable]:
+        """The operators that have weights, with all that is told of them but their neighbours."""
+        own: dict[Node, Hashable] = {}
+        for node in self.nodes:
+            values = {s: ref for s, ref in node.inputs.items() if isinstance(ref, Constant)}
+            if any(not value.is_setting and value.size > 1 for value in values.values()):
+                own[node] = _hash(_full(node), [(s, v.digest) for s, v in values.items()])
+        return own
 
     def hashes(self, level: int) -> tuple[dict[Node, bytes], dict[Node, bytes]]:
         """Origin and use of every operator."""
@@ -169,9 +177,12 @@ class _Matcher:
             both = {node: (origins[node], uses[node]) for node in origins}
             for keys in (both, origins, uses):
                 self._by_key(keys)
+            if not level:  # nobody else has such weights, wherever it stands
+                self._by_key(self.first.weighty() | self.second.weighty(), most=1)
         self._spread()
         self._fill_gaps()
         self._spread()
+        self._replaced()
         pairs = self.pairs.second_of
         self.pairs.alike = {one for one, other in pairs.items() if exact[one] == exact[other]}
         self.pairs.second_of = dict(sorted(pairs.items(), key=lambda p: self.first.place[p[0]]))
@@ -187,14 +198,15 @@ class _Matcher:
             [node for node in self.second.nodes if node not in self._taken],
         )
 
-    def _by_key(self, key: Mapping[Node, Hashable]) -> None:
+    def _by_key(self, key: Mapping[Node, Hashable], most: float = math.inf) -> None:
         """Pairs what agrees in the key, in order, where both have as many of it."""
         groups: dict[Hashable, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
         for side, nodes in enumerate(self._left()):
             for node in nodes:
-                groups[key[node]][side].append(node)
+                if node in key:
+                    groups[key[node]][side].append(node)
         for ones, others in groups.values():
-            if len(ones) == len(others):
+            if len(ones) == len(others) <= most:
                 for one, other in zip(ones, others, strict=True):
                     self._pair(one, other)
 
@@ -243,16 +255,34 @@ class _Matcher:
         for (a, b), (c, d) in zip(starts, ends, strict=True):
             ones = [n for n in self.first.nodes[a + 1 : c] if n not in self.pairs.second_of]
             others = [n for n in self.second.nodes[b + 1 : d] if n not in self._taken]
-            if ones and others and len(ones) * len(others) <= _MOST_COMPARISONS:
-                self._align(ones, others)
+            for one, other in common([*map(_kind, ones)], [*map(_kind, others)]):
+                self._pair(ones[one], others[other])
 
-    def _align(self, ones: Sequence[Node], others: Sequence[Node]) -> None:
-        matcher = difflib.SequenceMatcher(
-            None, list(map(_kind, ones)), list(map(_kind, others)), autojunk=False
-        )
-        for block in matcher.get_matching_blocks():
-            for number in range(block.size):
-                self._pair(ones[block.a + number], others[block.b + number])
+    def _replaced(self) -> None:
+        """Pairs another operator that was put between the same neighbours."""
+        neighbours: dict[Node, Hashable] = {}
+        for side, nodes in zip((self.first, self.second), self._left(), strict=True):
+            twins: Mapping[Node, Node] = (
+                self.pairs.second_of if side is self.first else {n: n for n in self._taken}
+            )
+            ends: dict[Node, list[str]] = defaultdict(list)
+            for name, ref in side.outputs.items():
+                if isinstance(ref, Output):
+                    ends[ref.node].append(name)
+            for node in nodes:
+                makers = [
+                    (slot, twins.get(ref.node), ref.number)
+                    if isinstance(ref, Output)
+                    else (slot, str(ref), 0)
+                    for slot, ref in node.inputs.items()
+                    if not isinstance(ref, Constant)
+                ]
+                users = [(twins.get(user), slot, number) for user, slot, number in side.users[node]]
+                around = [place[1] for place in makers] + [place[0] for place in users]
+                if None not in around and (users or ends[node]):
+                    key = (tuple(makers), frozenset(users), tuple(sorted(ends[node])))
+                    neighbours[node] = key
+        self._by_key(neighbours, most=1)
 
 
 def _increasing(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from layerswap import catalog
-from layerswap.layer_rules import judge_layer
+from layerswap.layer_rules import judge_layer, judge_policy
+from layerswap.onnx_graph.metadata import read_sites
 from layerswap.onnx_graph.normalizations import Norm, is_behind_instance_norm
 from layerswap.onnx_graph.subjects import Subject, inside
 from layerswap.onnx_graph.views import STANDARD
@@ -33,7 +34,30 @@ def judge_norms(subject: Subject) -> Iterator[Finding]:
         if norm.kind != "affine":
             yield from judge_layer(norm.record)
         yield from _judge_variance(norm)
+    yield from _judge_groups(subject)
     yield from _judge_names(subject)
+
+
+def _judge_groups(subject: Subject) -> Iterator[Finding]:
+    """Groups against the policy, which may speak of layers, not of operators."""
+    criteria = subject.criteria
+    if criteria.policy is None or not any(norm.kind == "group" for norm in subject.norms):
+        return
+    if not criteria.names_layers:
+        layers = [norm.record for norm in subject.norms]
+    elif (sites := read_sites(subject.view.model)) is not None:
+        layers = sites
+    else:
+        yield catalog.find("groups-differ").finding(
+            "",
+            "the policy speaks of layers by path, and nothing in the file says which operators "
+            "belong to which layer",
+            "Export it with layerswap, which notes that, or check it with --groups alone.",
+            severity="undetermined",
+        )
+        return
+    for layer in layers:
+        yield from judge_policy(layer, criteria)
 
 
 def _judge_variance(norm: Norm) -> Iterator[Finding]:

@@ -2,12 +2,17 @@
 
 The spellings are those of `profiles`, which other exporters use as well. γ and β count as part of
 it where they are constants that fit its channels.
+
+`normalizations` answers another question, for `check`: it names what a tensor goes through, in
+graphs that may be half spelled or wrong, and so says neither which operators belong to it nor that
+nothing else is computed, on which everything here depends.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +20,9 @@ from layerswap.onnx_graph.constants import Constant
 from layerswap.onnx_graph.flat import Flat, Node, Output, Ref
 
 GROUPNORM = "GroupNormalization"
-_ONE_VALUE = 1
+# What every GroupNormalization has; its other attributes are those of the operators behind it.
+SETTINGS = ("num_groups", "epsilon")
+_MOST_SHOWN = 8
 
 
 def recognize(flat: Flat) -> None:
@@ -44,6 +51,26 @@ class _Found:
     epsilon: float
     gamma: Constant | None = None
     beta: Constant | None = None
+    rank: int = 0  # of x, where it is known
+    grouped: bool = False  # whether the result so far is [N, G, L]
+
+    def take_in_front(self, node: Node) -> None:
+        """The operator before what was found so far belongs to it, too."""
+        self.x, self.members = node.inputs["0"], [node, *self.members]
+        self.grouped = node.op == "Reshape"
+
+    def details(self) -> dict[str, Any]:
+        """What its operators are told but γ, β and epsilon: shapes, axes and the like."""
+        result: dict[str, Any] = {}
+        for number, node in enumerate(self.members):
+            own = {key: node.attributes[key] for key in node.attributes.keys() - {*SETTINGS}}
+            own |= {
+                f"input {slot}": ref.digest if ref.size > _MOST_SHOWN else ref.text()
+                for slot, ref in node.inputs.items()
+                if isinstance(ref, Constant) and ref.is_setting
+            }
+            result |= {f"{node.op} {number} {key}": own[key] for key in sorted(own)}
+        return result
 
 
 @dataclass(slots=True)
@@ -75,8 +102,8 @@ class _Graph:
         last = found.members[-1]
         if not all(self.only_within(node, found.members) for node in found.members[:-1]):
             return
-        attributes = {"num_groups": found.groups, "epsilon": found.epsilon}
-        form = " → ".join(node.op for node in found.members)
+        attributes = {"num_groups": found.groups, "epsilon": found.epsilon, **found.details()}
+        form = " + ".join(node.op for node in found.members)
         inputs: dict[str, Ref] = {"0": found.x}
         if found.gamma is not None:
             inputs["1"] = found.gamma
@@ -112,7 +139,8 @@ def _native(graph: _Graph, node: Node) -> _Found | None:
         return None
     before, after = _maker(found.x), graph.next(node)
     if before and after and before.op == "Unsqueeze" and after.op == "Squeeze":
-        found.x, found.members = before.inputs["0"], [before, node, after]
+        found.take_in_front(before)
+        found.members.append(after)
     return found
 
 
@@ -121,13 +149,14 @@ def _instance_norm(graph: _Graph, node: Node) -> _Found | None:
     if not isinstance(scale, Constant) or not isinstance(shift, Constant) or "0" not in node.inputs:
         return None
     found = _Found(node.inputs["0"], [node], scale.size, node.attributes.get("epsilon", 0.0))
+    if not found.groups:
+        return None
     centre = _maker(found.x)
     if centre is not None and (mean := _mean_taken_off(centre)):
         found.x, found.members = centre.inputs["0"], [mean, centre, node]
     reshape = _maker(found.x)
-    grouped = reshape is not None and reshape.op == "Reshape"
-    if grouped and reshape is not None and graph.only_within(reshape, found.members):
-        found.x, found.members = reshape.inputs["0"], [reshape, *found.members]
+    if reshape is not None and _groups_of(reshape) == found.groups:
+        found.take_in_front(reshape)
         if not _restore(graph, found):
             return None
     if _is_all(scale, 1.0) and _is_all(shift, 0.0):
@@ -151,10 +180,11 @@ def _division(graph: _Graph, node: Node) -> _Found | None:
         mean is None
         or variance is None
         or square is None
+        or variance.attributes.get("keepdims") != 1
         or square.op != "Mul"
         or list(map(_maker, square.inputs.values())) != [centre, centre]
         or not isinstance(epsilon, Constant)
-        or epsilon.size != _ONE_VALUE
+        or epsilon.size != 1
         or epsilon.missing
         or _axes(mean) != _axes(variance)
     ):
@@ -162,19 +192,22 @@ def _division(graph: _Graph, node: Node) -> _Found | None:
     members = [mean, centre, square, variance, added, root, node]
     found = _Found(centre.inputs["0"], members, 0, float(epsilon.value().reshape(())))
     reshape, axes = _maker(found.x), _axes(mean)
-    if reshape is not None and reshape.op == "Reshape" and axes == (2,):
-        shape = reshape.inputs.get("1")
-        if isinstance(shape, Constant) and shape.size == 3 and not shape.missing:
-            found.groups = int(shape.value()[1])
-            found.x, found.members = reshape.inputs["0"], [reshape, *members]
-            if not _restore(graph, found):
-                return None
-            _affine(graph, found)
-    elif axes and axes[0] in (1, 2) and axes == tuple(range(axes[0], axes[-1] + 1)):
-        found.groups = 1  # of one group, or as many as there are channels
+    if reshape is not None and axes == (2,) and (groups := _groups_of(reshape)):
+        found.groups = groups
+        found.take_in_front(reshape)
+        if not _restore(graph, found):
+            return None
         _affine(graph, found)
-        if axes[0] == 2:
-            found.groups = found.gamma.size if found.gamma else 0
+    elif axes and axes[0] in (1, 2) and axes == tuple(range(axes[0], axes[-1] + 1)):
+        found.groups, found.rank = 1, axes[-1] + 1
+        _affine(graph, found)
+        learned = found.gamma or found.beta
+        # That these are all axes behind the channels only γ or β can show; but the means over a
+        # single axis of nobody knows how many are rather those of a LayerNormalization.
+        if learned is None and len(axes) == 1:
+            return None
+        if axes[0] == 2:  # as many groups as there are channels
+            found.groups = learned.size if learned else 0
     return found if found.groups > 0 else None
 
 
@@ -187,19 +220,35 @@ _FINDERS = {
 
 def _restore(graph: _Graph, found: _Found) -> bool:
     """Takes in the Reshape back to the input's shape; γ and β may come before it."""
-    length = len(found.members)
     following = graph.next(found.members[-1])
     if following is not None and following.op in ("Mul", "Add"):
         _affine(graph, found)
         following = graph.next(found.members[-1])
     if following is None or following.op != "Reshape":
-        del found.members[length:]
         return False
-    shape = _maker(following.inputs.get("1"))
-    if shape is not None and shape.op == "Shape" and graph.only_within(shape, [following]):
-        found.members.append(shape)
+    shape = following.inputs.get("1")
+    if isinstance(shape, Constant) and shape.is_setting:
+        found.rank = shape.size
+    elif (maker := _maker(shape)) is None or not _is_shape_of(maker, found.x):
+        return False
+    elif graph.only_within(maker, [following]):
+        found.members.append(maker)
     found.members.append(following)
+    found.grouped = False
     return True
+
+
+def _groups_of(reshape: Node) -> int:
+    """G of a Reshape to [N, G, L]; 0 where it isn't one."""
+    shape = reshape.inputs.get("1")
+    if reshape.op != "Reshape" or "0" not in reshape.inputs or not isinstance(shape, Constant):
+        return 0
+    known = shape.is_setting and shape.shape == (3,)
+    return max(0, int(shape.value()[1])) if known else 0
+
+
+def _is_shape_of(node: Node, x: Ref) -> bool:
+    return node.op == "Shape" and list(node.inputs.values()) == [x]
 
 
 def _affine(graph: _Graph, found: _Found) -> None:
@@ -215,7 +264,7 @@ def _affine(graph: _Graph, found: _Found) -> None:
     for op, field_ in (("Mul", "gamma"), ("Add", "beta")):
         values = list(following.inputs.values()) if following and following.op == op else []
         value = next((ref for ref in values if isinstance(ref, Constant)), None)
-        if following is None or value is None or not _fits(value, found.groups):
+        if following is None or value is None or not _fits(value, found):
             continue
         setattr(found, field_, value)
         found.members.append(following)
@@ -235,10 +284,19 @@ def trivial_affine(node: Node) -> tuple[Constant, Constant] | None:
     return (gamma, beta) if trivial and not node.attributes.get("training_mode") else None
 
 
-def _fits(value: Constant, groups: int) -> bool:
-    """Whether it is a vector of channels, along whatever axis, or one value per group's place."""
-    long = [size for size in value.shape if size > 1]
-    return value.size % groups == 0 and value.size > 1 and (len(long) == 1 or len(value.shape) == 2)
+def _fits(value: Constant, found: _Found) -> bool:
+    """Whether it has one value for each channel: [C, 1, …], or in [N, G, L] of rank 2 [G, L]."""
+    if value.size <= 1 or value.size % found.groups:
+        return False
+    shape = list(value.shape)
+    if found.grouped:
+        return len(shape) == 2 and bool(shape[0] == found.groups)
+    while shape[0] == 1:
+        del shape[0]
+    behind = shape[1:]
+    if found.rank and len(behind) != found.rank - 2:
+        return False
+    return all(size == 1 for size in behind) and (found.rank > 0 or len(behind) > 0)
 
 
 def _mean_taken_off(node: Node) -> Node | None:
@@ -246,7 +304,7 @@ def _mean_taken_off(node: Node) -> Node | None:
     mean = _maker(node.inputs.get("1")) if node.op == "Sub" else None
     if mean is None or mean.op != "ReduceMean" or mean.inputs.get("0") != node.inputs.get("0"):
         return None
-    return mean
+    return mean if mean.attributes.get("keepdims") == 1 else None
 
 
 def _axes(mean: Node) -> tuple[int, ...]:
