@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import tf_keras
-from onnx import parser
+from onnx import helper, parser
 from tf_keras import layers
 
 import layerswap as ls
@@ -211,6 +211,10 @@ def test_a_policy_that_names_layers(digits):
     onnx.save(model, "bare.onnx")
     (finding,) = ls.check("bare.onnx", policy=other, select="LS202").findings
     assert (finding.code, finding.severity) == ("LS202", "undetermined")
+    helper.set_model_props(model, {"layerswap.groupnorms": "[]"})
+    onnx.save(model, "partial.onnx")
+    (finding,) = ls.check("partial.onnx", policy=other, select="LS202").findings
+    assert finding.severity == "undetermined"
     # An override about something else says nothing of groups.
     Path("layerswap.toml").write_text('[overrides."block3*"]\nepsilon = 0.5\n')
     assert run(["check", "bare.onnx", "--select", "LS202"]) == 0

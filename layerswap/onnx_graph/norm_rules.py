@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from layerswap import catalog
@@ -12,7 +13,7 @@ from layerswap.onnx_graph.normalizations import Norm, is_behind_instance_norm
 from layerswap.onnx_graph.subjects import Subject, inside
 from layerswap.onnx_graph.views import STANDARD
 from layerswap.onnx_graph.weight_rules import is_zero
-from layerswap.records import Finding
+from layerswap.records import Finding, LayerRecord
 
 _BATCHNORM = re.compile(r"(?i)batch_?norm")
 _EXPORT_ANEW = "Convert the Keras model with layerswap convert, and export it anew."
@@ -43,9 +44,10 @@ def _judge_groups(subject: Subject) -> Iterator[Finding]:
     criteria = subject.criteria
     if criteria.policy is None or not any(norm.kind == "group" for norm in subject.norms):
         return
+    sites = read_sites(subject.view.model)
     if not criteria.names_layers:
         layers = [norm.record for norm in subject.norms]
-    elif (sites := read_sites(subject.view.model)) is not None:
+    elif sites is not None and _are_all(subject.norms, sites):
         layers = sites
     else:
         yield catalog.find("groups-differ").finding(
@@ -58,6 +60,12 @@ def _judge_groups(subject: Subject) -> Iterator[Finding]:
         return
     for layer in layers:
         yield from judge_policy(layer, criteria)
+
+
+def _are_all(norms: list[Norm], sites: list[LayerRecord]) -> bool:
+    """Whether every GroupNormalization of the graph is one that the export noted."""
+    found = Counter(norm.record.groups for norm in norms if norm.kind == "group")
+    return found <= Counter(site.groups for site in sites)
 
 
 def _judge_variance(norm: Norm) -> Iterator[Finding]:
