@@ -222,13 +222,20 @@ def test_a_policy_that_names_layers(digits):
     assert run(["check", "m.onnx", "--select", "LS202"]) == 1
 
 
-def test_python_says_what_it_doesn_t_take(digits_onnx, digits):
+def test_a_keras_file_among_files_to_run_is_said(digits_onnx, digits, capsys):
+    ls.convert(digits, "m.keras")
+    arguments = ["check", "m.keras", str(digits_onnx), "--runtime", "reference", "--quiet"]
+    assert run([*arguments, "--report-format", "json"]) == 0
+    (finding,) = said(capsys)["findings"]
+    assert (finding["file"], finding["code"], finding["severity"]) == ("m.keras", "LS801", "info")
+    assert [f.code for f in ls.check("m.keras", max_drift=1.0, load=True).findings] == ["LS802"]
+
+
+def test_python_says_what_it_doesn_t_take(digits_onnx):
     with pytest.raises(UsageError, match="either criteria or its fields"):
         ls.check(digits_onnx, criteria=Criteria(), select="LS2")
     with pytest.raises(UsageError, match="unknown field"):
         ls.check(digits_onnx, selct="LS2")
-    with pytest.raises(UsageError, match="about ONNX files"):
-        ls.check(digits, runtime="onnxruntime")
 
 
 # --- proof ------------------------------------------------------------------------------------
