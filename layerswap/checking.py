@@ -15,7 +15,7 @@ from layerswap import catalog
 from layerswap.atomic import StrPath
 from layerswap.config_files import check_config_file
 from layerswap.criteria import Criteria
-from layerswap.errors import LoadError
+from layerswap.errors import LoadError, reading
 from layerswap.keras_files import read_config
 from layerswap.keras_layers import read_layers
 from layerswap.keras_weights import Weight, open_weights
@@ -100,20 +100,14 @@ def judge_weights(path: Path) -> Iterator[Finding]:
             severity="undetermined",
         )
         return
-    try:
-        with open_weights(path, read_layers(read_config(path))) as layers:
-            for layer, weights in layers.items():
-                for weight in weights:
-                    yield from _judge_weight(layer, weight)
-    except LoadError as error:
-        error.where = error.where or os.fspath(path)
-        raise
-    except Exception as error:  # h5py's and others', for whatever a damaged file holds
-        raise LoadError(
-            f"its weights can't be read: {type(error).__name__}",
-            where=os.fspath(path),
-            hint="It is damaged: copy or save it again.",
-        ) from error
+    hint = "It is damaged: copy or save it again."
+    with (
+        reading(os.fspath(path), "its weights can't be read", hint),
+        open_weights(path, read_layers(read_config(path))) as layers,
+    ):
+        for layer, weights in layers.items():
+            for weight in weights:
+                yield from _judge_weight(layer, weight)
 
 
 def _judge_weight(layer: str, weight: Weight) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from layerswap import catalog
-from layerswap.errors import LoadError
+from layerswap.errors import LoadError, reading
 from layerswap.keras_files import SavedNode, inner_config, read_config, runs_code, saved_nodes
 from layerswap.records import Checked, Finding, LayerRecord
 from layerswap.stock_names import ACTIVATIONS, BATCHNORM, HELPERS, LAYERS, NORMALIZATION, names
@@ -40,21 +40,13 @@ def check_config_file(path: str | os.PathLike[str]) -> tuple[Checked, list[Findi
     Raises:
         LoadError: there is no configuration of a tf_keras model.
     """
-    try:
-        walk = _Walk()
+    walk = _Walk()
+    hint = "It is damaged or no Keras model: copy or save it again."
+    with reading(os.fspath(path), "its configuration can't be read", hint):
         if Path(path).is_dir():
             walk.nodes(saved_nodes(Path(path)))
         else:
             walk.root(read_config(Path(path)))
-    except LoadError as error:
-        error.where = error.where or os.fspath(path)
-        raise
-    except Exception as error:  # whatever a damaged file makes of the readers
-        raise LoadError(
-            f"its configuration can't be read: {type(error).__name__}",
-            where=os.fspath(path),
-            hint="It is damaged or no Keras model: copy or save it again.",
-        ) from error
     layers = [item.record for item in walk.items if item.is_normalization]
     findings = [finding for item in walk.items for finding in item.findings()]
     return Checked(os.fspath(path), len(walk.items) - 1, tuple(layers)), findings

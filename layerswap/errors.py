@@ -8,6 +8,8 @@ An exception says that the work can't go on; a problem *of the model under check
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -41,6 +43,27 @@ class LayerswapError(Exception):
 
 class LoadError(LayerswapError):
     """A file can't be read as what it should be."""
+
+
+@contextmanager
+def reading(where: str, problem: str, hint: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes of its readers into one `LoadError`.
+
+    Args:
+        where: the file; a `LoadError` that doesn't name one gets it.
+        problem: what can't be done; the kind of the error is added.
+        hint: what the user can do about it.
+
+    Raises:
+        LoadError: the block raised anything.
+    """
+    try:
+        yield
+    except LoadError as error:
+        error.where = error.where or where
+        raise
+    except Exception as error:
+        raise LoadError(f"{problem}: {type(error).__name__}", where=where, hint=hint) from error
 
 
 class UsageError(LayerswapError):

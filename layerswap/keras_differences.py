@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerswap.difference_text import describe_groupnorm
-from layerswap.errors import LoadError
+from layerswap.errors import reading
 from layerswap.keras_files import is_hdf5, read_config
 from layerswap.keras_layers import Layer, canonical_paths, read_layers, rename, text
 from layerswap.keras_weights import Weight, norms, open_weights
@@ -20,6 +20,8 @@ from layerswap.stock_names import BATCHNORM
 _SHARED = frozenset(("trainable", "dtype", "center", "scale")) | {
     f"{variable}_{kind}" for variable in ("beta", "gamma") for kind in ("regularizer", "constraint")
 }
+_PROBLEM = "can't be read as a Keras model"
+_HINT = "It is damaged or no Keras model: copy or save it again."
 _INTERFACE = frozenset(("batch_input_shape", "input_layers", "output_layers"))
 
 
@@ -44,13 +46,9 @@ def keras_differences(first: Path, second: Path) -> list[Difference]:
         found = list(_layers(*models))
         same_format = is_hdf5(first) == is_hdf5(second)
         comparer = _Weights(weights[0], weights[1], same_format)
-        try:
+        with reading(f"{first} or {second}", _PROBLEM, _HINT):
             found = [comparer.swapped(d) if d.code == "LS901" else d for d in found]
             found += comparer.differences(*models)
-        except LoadError:
-            raise
-        except Exception as error:
-            raise _damaged(f"{first} or {second}", error) from error
     trained = [config.get("compile_config") for config in configs]
     if all(trained) and trained[0] != trained[1]:
         for key in _changed_keys(*trained):
@@ -60,21 +58,8 @@ def keras_differences(first: Path, second: Path) -> list[Difference]:
 
 
 def _reading(path: Path, read: Any, *arguments: Any) -> Any:
-    try:
+    with reading(os.fspath(path), _PROBLEM, _HINT):
         return read(*arguments)
-    except LoadError as error:
-        error.where = error.where or os.fspath(path)
-        raise
-    except Exception as error:  # whatever a damaged file makes of the readers
-        raise _damaged(os.fspath(path), error) from error
-
-
-def _damaged(where: str, error: Exception) -> LoadError:
-    return LoadError(
-        f"can't be read as a Keras model: {type(error).__name__}",
-        where=where,
-        hint="It is damaged or no Keras model: copy or save it again.",
-    )
 
 
 def _align(models: list[Layer], weights: list[dict[str, list[Weight]]]) -> None:

@@ -11,8 +11,6 @@ from layerswap.rules import FEW_ELEMENTS
 
 # Up to here float16 rounds to zero: half of its smallest number, 2^-24.
 _FLOAT16_ZERO = 2.0**-25
-
-
 # Layers and operators that have groups, be it said how many or not.
 _GROUPS = ("GroupNormalization", "InstanceNormalization", "GroupNorm", "SkipGroupNorm")
 

@@ -12,7 +12,7 @@ from onnx import defs
 
 from layerswap import weight_norms
 from layerswap.difference_text import describe_groupnorm
-from layerswap.errors import LoadError
+from layerswap.errors import reading
 from layerswap.onnx_graph.constants import Constant
 from layerswap.onnx_graph.flat import Flat, Node, Output, Ref, flatten, graph_inputs
 from layerswap.onnx_graph.interface import interface_differences, matched_names
@@ -44,18 +44,9 @@ def onnx_differences(first: Path, second: Path) -> list[Difference]:
 
 
 def _flat(model: onnx.ModelProto, path: Path, ports: Mapping[str, str]) -> Flat:
-    try:
+    with reading(os.fspath(path), "its graph can't be read", "Copy or export it again."):
         flat = flatten(model, path.resolve().parent, ports)
         recognize(flat)
-    except LoadError as error:
-        error.where = error.where or os.fspath(path)
-        raise
-    except Exception as error:  # whatever a damaged file makes of the readers
-        raise LoadError(
-            f"its graph can't be read: {type(error).__name__}",
-            where=os.fspath(path),
-            hint="Copy or export it again.",
-        ) from error
     return flat
 
 
