@@ -469,6 +469,10 @@ def test_an_archive_whose_weights_begin_where_hdf5_looks_for_its_mark(start):
     assert h5py.is_hdf5("b.keras")
     assert told(ls.diff("a.keras", "b.keras")) == []
     assert ls.check("b.keras").ok
+    try:
+        tf_keras.models.load_model("b.keras")
+    except EOFError:  # zipfile of Python 3.13.0 loses its place when it seeks
+        pytest.skip("this Python's zipfile can't seek in the archive, so tf_keras can't load it")
     assert ls.load("b.keras").count_params() == 15
 
 
