@@ -274,7 +274,7 @@ def explain(error: ValidationError, fields: Iterable[str]) -> str:
     """One message for all that pydantic found, with a suggestion for unknown names."""
     lines = []
     for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
+        location = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         # Unions add the member's name to the location; it says nothing to a user.
         name = ".".join(part for part in location if not part.startswith(("function-", "literal[")))
         if problem["type"] == "extra_forbidden":
