@@ -580,18 +580,26 @@ def test_an_output_without_a_shape(tmp_path):
 # --- weights outside the file -----------------------------------------------------------------
 
 
-def outside(tmp_path, *, location="w.bin", offset=0, length=None, size=64, dims=(4, 4), value=1.0):
-    """A model whose kernel is in another file of `size` bytes."""
-    model = parser.parse_model(
-        HEAD.format(opset=17) + "main (float[1,4] x) => (float[1,4] y) { y = MatMul (x, w) }"
-    )
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims)
+IN_A_BODY = """{ c = Constant <value = bool {1}> ()
+  y = If (c) <
+    then_branch = yes () => (float[1,4] t) { t = MatMul (x, w) },
+    else_branch = no () => (float[1,4] e) { e = Identity (x) }
+  > }"""
+
+
+def outside(tmp_path, *, location="w.bin", offset=0, length=None, size=64, value=1.0, body=False):
+    """A model whose kernel, perhaps that of a body, is in another file of `size` bytes."""
+    operators = IN_A_BODY if body else "{ y = MatMul (x, w) }"
+    text = HEAD.format(opset=17) + f"main (float[1,4] x) => (float[1,4] y) {operators}"
+    model = parser.parse_model(text)
+    graph = model.graph.node[1].attribute[0].g if body else model.graph
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=(4, 4))
     tensor.data_location = TensorProto.EXTERNAL
     entries = {"location": location, "offset": offset, "length": length}
     for key, item in entries.items():
         if item is not None:
             tensor.external_data.add(key=key, value=str(item))
-    model.graph.initializer.append(tensor)
+    graph.initializer.append(tensor)
     folder = tmp_path / "model"
     folder.mkdir()
     if size is not None:
@@ -622,10 +630,11 @@ def outside(tmp_path, *, location="w.bin", offset=0, length=None, size=64, dims=
         ({"location": "./w.bin"}, None),
     ],
 )
+@pytest.mark.parametrize("body", [False, True])
 @pytest.mark.parametrize("weights", [False, True])
-def test_external_data(options, code, weights, tmp_path):
+def test_external_data(options, code, weights, body, tmp_path):
     (tmp_path / "outside.bin").write_bytes(bytes(64))
-    report = ls.check(outside(tmp_path, **options), weights=weights)
+    report = ls.check(outside(tmp_path, body=body, **options), weights=weights)
     found = [f.code for f in report.findings if f.code.startswith("LS70")]
     assert found == ([] if code is None else [code])
     if code is not None:
