@@ -149,8 +149,9 @@ RULES: tuple[Rule, ...] = (
         "LS103",
         "batchnorm-lookalike",
         "undetermined",
-        "something is named like BatchNormalization, or keeps statistics as it does",
-        "Whether it normalises by batch can't be told from outside.",
+        "something is named like BatchNormalization, keeps statistics or divides as it does",
+        "Whether it normalises by batch can't be told from outside: the first axis of a tensor "
+        "needs not be the batch.",
         "Look at its code; ignore this rule if it doesn't.",
     ),
     Rule(

@@ -11,7 +11,8 @@ from layerswap.layer_rules import judge_layer, judge_policy
 from layerswap.onnx_graph.metadata import read_sites
 from layerswap.onnx_graph.normalizations import Norm, is_behind_instance_norm
 from layerswap.onnx_graph.subjects import Subject, inside
-from layerswap.onnx_graph.views import STANDARD
+from layerswap.onnx_graph.variances import Variance
+from layerswap.onnx_graph.views import STANDARD, Place
 from layerswap.onnx_graph.weight_rules import is_zero
 from layerswap.records import Finding, LayerRecord
 
@@ -35,6 +36,12 @@ def judge_norms(subject: Subject) -> Iterator[Finding]:
         if norm.kind != "affine":
             yield from judge_layer(norm.record)
         yield from _judge_variance(norm)
+        if norm.variance is not None and _is_over_batch(norm.variance, norm.place):
+            yield catalog.find("batchnorm-lookalike").finding(
+                path,
+                f"divides{inside(norm.place)} by the root of a variance over axis 0, for each "
+                "index of one other axis, as BatchNormalization does in training",
+            )
     yield from _judge_groups(subject)
     yield from _judge_names(subject)
 
@@ -77,6 +84,22 @@ def _judge_variance(norm: Norm) -> Iterator[Finding]:
     else:
         return
     yield catalog.find("unsafe-variance").finding(norm.record.path, message)
+
+
+def _is_over_batch(variance: Variance, place: Place) -> bool:
+    """Whether a variance is taken over the first axis and all others but one, the channels."""
+    scope = place.scope
+    if scope.tensor(variance.x) is not None:
+        return False  # a weight, which its model standardises, has no batch
+    reshape = scope.maker(variance.x)
+    if reshape is not None and reshape.is_a("Reshape"):
+        shape = scope.array(reshape.input(1))
+        if shape is not None and shape.size and shape.flat[0] == 1:
+            return False  # rows of one sample each
+    known = scope.shape(variance.x)
+    rank = len(known) if known is not None else max(variance.axes, default=0) + 1
+    over = {axis + rank if axis < 0 else axis for axis in variance.axes}
+    return 0 in over and len(set(range(rank)) - over) == 1
 
 
 def _judge_names(subject: Subject) -> Iterator[Finding]:

@@ -177,6 +177,18 @@ CASES = {
         {},
     ),
     "LS103": ("y = mine.my_batch_norm (x)", "y = mine.my_batch (x)", {}, {}),
+    "LS103-by-hand": (  # over the samples, and over the channels of each
+        (SAFE + DIVIDED).replace("[1, 2, 3]", "[0, 2, 3]"),
+        (SAFE + DIVIDED).replace("[1, 2, 3]", "[2, 3]"),
+        {},
+        {},
+    ),
+    "LS103-weights": (  # a weight that the model standardises, and an activation
+        (SAFE + DIVIDED).replace("[1, 2, 3]", "[0, 1, -1]").replace("(x", "(x2"),
+        (SAFE + DIVIDED).replace("[1, 2, 3]", "[0, 1, -1]").replace("(x", "(kernel"),
+        {},
+        {},
+    ),
     "LS104": (AFFINE.replace("(r,", "(x,"), GROUPNORM, {}, {}),
     "LS201": (GROUPS_OF_3, GROUPNORM, {}, {}),
     "LS201-native": (
@@ -329,6 +341,7 @@ MORE = """
   o8 = Constant <value = float[8] {1, 1, 1, 1, 1, 1, 1, 1}> ()
   z8 = Constant <value = float[8] {0, 0, 0, 0, 0, 0, 0, 0}> ()
   x2 = Concat <axis = 3> (x, x)
+  kernel = Constant <value = float[1,1,2,2] {1, 2, 3, 4}> ()
 """
 
 
