@@ -30,6 +30,10 @@ class LayerswapError(Exception):
         self.where = where
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default it would be made anew of its message alone, which not every class takes.
+        return _restored, (type(self), self.args, self.__dict__)
+
     @property
     def code(self) -> str:
         """The class as a finding's code: `IndivisibleChannelsError` → `indivisible-channels`."""
@@ -39,6 +43,15 @@ class LayerswapError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text}\n{self.hint}" if self.hint else text
+
+
+def _restored(
+    kind: type[LayerswapError], args: tuple[Any, ...], state: dict[str, Any]
+) -> LayerswapError:
+    """An error that came from another process."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class LoadError(LayerswapError):

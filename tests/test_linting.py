@@ -92,7 +92,7 @@ def test_a_process_that_dies_is_said(monkeypatch, capsys):
     # The fresh process imports this module by name.
     Path("dying.py").write_text("import os\ndef die(path):\n    os._exit(1)\n")
     monkeypatch.syspath_prepend(os.getcwd())
-    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.setenv("PYTHONPATH", os.getcwd(), prepend=os.pathsep)
     import dying
 
     with pytest.raises(LoadError, match="died"):
@@ -131,6 +131,25 @@ def test_whatever_ends_the_command_ends_all_its_processes(number):
             return
         time.sleep(0.05)
     pytest.fail("a process goes on")
+
+
+def test_what_is_missing_in_a_process_is_said_as_ever(digits_onnx, monkeypatch, capsys):
+    """A runtime that isn't installed, as far as fresh processes can see."""
+    Path("openvino").mkdir()
+    Path("openvino/__init__.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", os.getcwd(), prepend=os.pathsep)
+    shutil.copy(digits_onnx, "b.onnx")
+    arguments = ["check", str(digits_onnx), "b.onnx", "--runtime", "openvino", "--reference"]
+    reference = str(reference_path(digits_onnx))
+    done = subprocess.run(
+        [sys.executable, "-m", "layerswap", *arguments, reference, "--jobs", "2", "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3
+    assert "pip install 'layerswap[openvino]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- selection --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The names that users import, and what each of them promises."""
 
 import inspect
+import pickle
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_every_class_is_described(name):
     }[name]
     for field in fields:
         assert re.search(rf"\b{field}\b", text), f"{name}.{field} isn't described"
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in vars(errors).values() if inspect.isclass(k) and issubclass(k, Exception)]
+)
+def test_every_error_comes_whole_from_another_process(kind):
+    if kind is errors.MissingExtraError:
+        error = kind("openvino", "openvino", "running a file")
+    else:
+        error = kind("no such layer", where="a/b", hint="Look again.")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
 
 
 def test_the_exit_code_of_every_error():
