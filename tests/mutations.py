@@ -431,7 +431,7 @@ MUTATIONS = (
         "a BatchNormalization that has been told to train counts as an affine",
         (
             "onnx_graph/normalizations.py",
-            'if len(node.input) != 5 or attribute(node, "training_mode", 0):',
+            "if len(node.input) != 5 or _trains(place):",
             "if len(node.input) != 5:",
         ),
         at=LINTED,
@@ -490,8 +490,8 @@ MUTATIONS = (
         "only the first runtime asked for runs",
         (
             "linting.py",
-            "for runtime in criteria.runtime or (None,):",
-            "for runtime in criteria.runtime[:1] or (None,):",
+            "for runtime in (criteria.runtime or (None,)) if run else ():",
+            "for runtime in (criteria.runtime[:1] or (None,)) if run else ():",
         ),
         at=JUDGED,
     ),
