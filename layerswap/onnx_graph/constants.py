@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from layerswap.onnx_graph import external
+from layerswap.onnx_graph.tensors import bytes_wanted, decode
 from layerswap.records import Array
 
 # Up to so many integers a constant is a setting, such as axes or a shape, and no weight.
@@ -23,21 +23,6 @@ _NUMBERS = {
     "value_floats": np.float32,
     "value_int": np.int64,
     "value_ints": np.int64,
-}
-
-
-def _bits(name: str, number: int) -> int:
-    """How much an element of a type takes in a file: what NumPy has no type for is packed."""
-    own = re.match(r"U?(?:INT|FLOAT)(2|4)(?!\d)", name)
-    size = np.dtype(helper.tensor_dtype_to_np_dtype(number)).itemsize
-    return int(own[1]) if own else size * 8
-
-
-# Text is never outside the file.
-_BITS = {
-    number: _bits(name, number)
-    for name, number in onnx.TensorProto.DataType.items()
-    if name not in ("UNDEFINED", "STRING")
 }
 
 
@@ -73,47 +58,28 @@ class Constant:
     @cached_property
     def missing(self) -> str:
         """Why its value can't be read; empty where it can."""
-        outside = self._tensor.data_location == onnx.TensorProto.EXTERNAL
-        known = not outside or self._tensor.data_type in _BITS
-        try:
-            if known and min(self.shape, default=0) >= 0:
-                return self._missing_outside() if outside else self._missing_inside()
-        except (OSError, RuntimeError, ValueError):  # no name of a file, or a circle of links
-            pass
-        return f"the weight '{self.name}' contradicts itself"
-
-    def _missing_inside(self) -> str:
-        try:
-            self.value()
-        except Exception as error:  # whatever numpy_helper makes of types, sizes and bytes
-            raise ValueError from error
-        return ""
+        if external.is_outside(self._tensor):
+            return self._missing_outside()
+        readable = min(self.shape, default=0) >= 0 and decode(self._tensor) is not None
+        return "" if readable else f"the weight '{self.name}' contradicts itself"
 
     def _missing_outside(self) -> str:
-        file, offset, length = self._external
-        if not file.resolve().is_relative_to(self._folder.resolve()):
+        contradiction = f"the weight '{self.name}' contradicts itself"
+        entry, wanted = external.read_entry(self._tensor), bytes_wanted(self._tensor)
+        if entry is None or wanted is None:
+            return contradiction
+        file = self._folder / entry.location
+        if not external.is_within(entry.location, self._folder):
             return f"{file.name} is outside the model's folder and is not read"
-        if not file.is_file():
-            return f"{file.name} is missing"
-        if offset < 0 or offset + length > file.stat().st_size or length != self._expected:
+        try:
+            if not file.is_file():
+                return f"{file.name} is missing"
+            size = file.stat().st_size
+        except OSError:  # no file can have such a name
+            return contradiction
+        if entry.offset + wanted > size or entry.length not in (None, wanted):
             return f"{file.name} doesn't hold the weight '{self.name}' as the model says"
         return ""
-
-    @cached_property
-    def _external(self) -> tuple[Path, int, int]:
-        entries = {entry.key: entry.value for entry in self._tensor.external_data}
-        numbers = [entries.get(key, "") for key in ("offset", "length")]
-        offset, length = (int(n) if n.isdecimal() else -1 if n else None for n in numbers)
-        place = self._folder / entries.get("location", "")
-        return place, offset or 0, self._expected if length is None else length
-
-    @property
-    def _expected(self) -> int:
-        return (self.size * _BITS[self._tensor.data_type] + 7) // 8
-
-    @property
-    def _dtype(self) -> np.dtype[Any]:
-        return np.dtype(helper.tensor_dtype_to_np_dtype(self._tensor.data_type))
 
     @cached_property
     def digest(self) -> str:
@@ -134,22 +100,22 @@ class Constant:
         Raises:
             ValueError: it doesn't hold what it claims to.
         """
-        if self._tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if not external.is_outside(self._tensor):
             return np.asarray(numpy_helper.to_array(self._tensor))
-        file, offset, length = self._external
-        little = self._dtype.newbyteorder("<")
-        if not self.size or length != self.size * little.itemsize:  # packed: a few bits each
-            whole = onnx.TensorProto()
-            whole.CopyFrom(self._tensor)
-            whole.ClearField("external_data")
-            whole.data_location = onnx.TensorProto.DEFAULT
-            with file.open("rb") as stream:
-                stream.seek(offset)
-                whole.raw_data = stream.read(length)
-            return np.asarray(numpy_helper.to_array(whole))
-        data = np.memmap(file, np.uint8, "r", offset, (length,))
-        result: Array = data.view(little).reshape(self.shape)
-        return result
+        mapped = external.read(self._tensor, self._folder)
+        if mapped is not None:
+            return mapped
+        entry, wanted = external.read_entry(self._tensor), bytes_wanted(self._tensor)
+        if entry is None or wanted is None:
+            raise ValueError(self.missing)
+        whole = onnx.TensorProto()  # packed: a few bits each
+        whole.CopyFrom(self._tensor)
+        whole.ClearField("external_data")
+        whole.data_location = onnx.TensorProto.DEFAULT
+        with (self._folder / entry.location).open("rb") as stream:
+            stream.seek(entry.offset)
+            whole.raw_data = stream.read(wanted)
+        return np.asarray(numpy_helper.to_array(whole))
 
     def text(self) -> str:
         """Its value for people; of a setting."""

@@ -67,9 +67,12 @@ def judge_external(subject: Subject) -> Iterator[Finding]:
         if not external.is_within(entry.location, folder):
             strangers[entry.location] += 1
             continue
+        file = folder / entry.location
         try:
-            size = (folder / entry.location).stat().st_size
-        except OSError:
+            size = file.stat().st_size if file.is_file() else None
+        except OSError:  # no file can have such a name
+            size = None
+        if size is None:
             missing[entry.location] += 1
             continue
         wanted = bytes_wanted(tensor)

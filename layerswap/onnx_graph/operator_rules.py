@@ -26,12 +26,6 @@ _PUBLIC = (
 _VENDORS = ("com.microsoft", "ai.onnx.contrib")
 # What of these only carries something: a compiled graph, Python, PyTorch's operators by name.
 _OPAQUE = frozenset({"ATen", "ATenOp", "EPContext", "PyOp", "PythonOp", "PythonOpGrad", "TritonOp"})
-_CODES = {
-    "onnxruntime": "LS401",
-    "openvino": "LS402",
-    "opencv": "LS403",
-    "tensorrt": "LS404",
-}
 _SHORT = 300
 
 
@@ -72,7 +66,7 @@ def _is_vendors(domain: str) -> bool:
 def judge_targets(subject: Subject) -> Iterator[Finding]:
     """What is known to fail in the runtimes that the file is meant for: LS4."""
     for target in subject.criteria.target:
-        rule = catalog.find(_CODES[target])
+        rule = catalog.find(f"fails-in-{target}")
         for where, message, remedy in failures(target, subject.view):
             yield rule.finding(where, message, remedy)
 

@@ -24,6 +24,8 @@ _KERNELS = {
     "LSTM": (1, 2),
     "RNN": (1, 2),
 }
+# Kinds of NumPy's types; bfloat16 and its like are of kind V.
+_NUMBERS = "fciuV"
 # How many values are looked at at once: outside weights are mapped, not read as a whole.
 _CHUNK = 1 << 22
 
@@ -34,7 +36,7 @@ def judge_weights(subject: Subject) -> Iterator[Finding]:
         values = _values(tensor, subject)
         if values is None:
             continue
-        bad = count_nonfinite(values)
+        bad = _count_nonfinite(values)
         if bad:
             yield catalog.find("nonfinite-weights").finding(
                 path or tensor.name, f"{bad} of its {values.size} values are NaN or infinite"
@@ -56,15 +58,10 @@ def _values(tensor: onnx.TensorProto, subject: Subject) -> Array | None:
         if external.is_outside(tensor)
         else decode(tensor)
     )
-    return values if values is not None and is_number(values) else None
+    return values if values is not None and values.dtype.kind in _NUMBERS else None
 
 
-def is_number(values: Array) -> bool:
-    """Whether these can be NaN or zero: bfloat16 and its like are of kind V."""
-    return values.dtype.kind in "fcV" or values.dtype.kind in "iu"
-
-
-def count_nonfinite(values: Array) -> int:
+def _count_nonfinite(values: Array) -> int:
     """How many of the values are NaN or infinite."""
     if values.dtype.kind in "iu":
         return 0

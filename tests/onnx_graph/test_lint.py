@@ -631,6 +631,8 @@ def outside(tmp_path, *, location="w.bin", offset=0, length=None, size=64, value
         ({"offset": 16, "size": 80}, None),
         ({"size": None}, "LS702"),
         ({"location": "w.bim"}, "LS702"),
+        ({"location": "."}, "LS702"),
+        ({"location": "w" * 300}, "LS702"),
         ({"size": 63}, "LS703"),
         ({"offset": 4}, "LS703"),
         ({"length": 60}, "LS703"),
